@@ -1,0 +1,162 @@
+"""Attaching a model: the hooks and the attention function through which a [`MedaCache`] sees prompt and queries."""
+
+import inspect
+import weakref
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from meda_cache.cache import MedaCache
+from meda_cache.layer import MedaLayer
+from meda_cache.upstream import (
+    BASES,
+    PREFIX,
+    get_attention_implementation,
+    get_base_attention,
+    register_attention,
+    set_attention_implementation,
+)
+
+_ATTACHMENTS: "weakref.WeakKeyDictionary[PreTrainedModel, ExitStack]" = weakref.WeakKeyDictionary()
+
+
+def attach(model: nn.Module) -> ExitStack:
+    """Returns a context manager that detaches `model`, which from now on can generate with a [`MedaCache`].
+
+    The decoder's attention goes through a function that hands queries and masks to the cache and calls the model's own
+    attention; two hooks tell the cache which tokens are visual. Nothing changes for other caches. Without `with` the
+    model stays attached until [`detach`]; a model that is attached already stays as it is.
+
+    Args:
+        model (`PreTrainedModel`, or a module that wraps one, such as a `PeftModel`):
+            A decoder with `"sdpa"` or `"eager"` attention, with or without a vision tower.
+
+    Raises:
+        TypeError: if there is no transformers model in `model`.
+        ValueError: if the model has another attention implementation, or computes attention in its own code.
+
+    Example:
+
+    ```python
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from meda_cache import attach
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...                                      num_attention_heads=2))
+    >>> with attach(model):
+    ...     model.config._attn_implementation
+    'meda_sdpa'
+    >>> model.config._attn_implementation
+    'sdpa'
+
+    ```
+    """
+    model = _find_model(model)
+    attachment = ExitStack()
+    if model in _ATTACHMENTS:
+        return attachment  # whoever attached it detaches it
+    base = get_attention_implementation(model)
+    if base not in BASES:
+        raise ValueError(
+            f'Expected a model with "sdpa" or "eager" attention, got {base!r}; call '
+            '`model.set_attn_implementation("sdpa")` first.'
+        )
+    register_attention(PREFIX + base, base, partial(meda_attention_forward, base=base))
+    attachment.callback(set_attention_implementation(model, PREFIX + base))
+    attachment.callback(model.register_forward_pre_hook(_begin_forward, with_kwargs=True).remove)
+    attachment.callback(model.register_forward_hook(_end_forward, with_kwargs=True, always_call=True).remove)
+    attachment.callback(_forget, weakref.ref(model))
+    _ATTACHMENTS[model] = attachment
+    return attachment
+
+
+def detach(model: nn.Module) -> None:
+    """Undoes [`attach`]: no hook is left and attention is what it was. Does nothing if `model` is not attached.
+
+    Args:
+        model (`PreTrainedModel`, or a module that wraps one): the model that was attached.
+
+    Example:
+
+    ```python
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from meda_cache import attach, detach
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...                                      num_attention_heads=2))
+    >>> _ = attach(model)
+    >>> detach(model)
+    >>> model.config._attn_implementation
+    'sdpa'
+
+    ```
+    """
+    attachment = _ATTACHMENTS.get(_find_model(model))
+    if attachment is not None:
+        attachment.close()
+
+
+def meda_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    base: str,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Returns what the base attention returns, on keys, values and mask of the layer that the keys come from.
+
+    Args:
+        module (`nn.Module`): attention module of the model.
+        query (`torch.Tensor` of shape `(batch_size, num_heads, query_length, head_dim)`): queries.
+        key (`torch.Tensor` of shape `(batch_size, num_key_value_heads, physical_length, head_dim)`):
+            What the cache returned. Keys of vision towers, sliding layers and other caches pass untouched.
+        value (`torch.Tensor` of shape `(batch_size, num_key_value_heads, physical_length, head_dim)`): values.
+        attention_mask (`torch.Tensor`, *optional*): the mask that the model made for an uncompressed cache.
+        base (`str`): `"sdpa"` or `"eager"`.
+
+    Returns:
+        `tuple`: output of shape `(batch_size, query_length, num_heads, head_dim)`, and weights or None.
+    """
+    layer = getattr(key, "_meda_layer", None)
+    if isinstance(layer, MedaLayer):
+        layer.observe(query, key, scaling=kwargs.get("scaling"), attention_mask=attention_mask)
+        attention_mask = layer.build_mask(attention_mask, query.shape[2])
+        if attention_mask is not None and attention_mask.shape[1] > 1:
+            attention_mask = attention_mask.repeat_interleave(query.shape[1] // attention_mask.shape[1], dim=1)
+        layer.awaits_attention = False
+    return get_base_attention(base, module)(module, query, key, value, attention_mask, **kwargs)
+
+
+def _find_model(model: nn.Module) -> PreTrainedModel:
+    """Returns the outermost transformers model, the one whose `forward` gets `input_ids` and the cache."""
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise TypeError(f"Expected a transformers model or a module that wraps one, got {type(model).__name__}.")
+
+
+def _get_cache(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    arguments = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments if args else kwargs
+    return arguments.get("past_key_values"), dict(arguments)
+
+
+def _begin_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    cache, arguments = _get_cache(model, args, kwargs)
+    if isinstance(cache, MedaCache):
+        cache.begin_forward(arguments.get("input_ids"), arguments.get("attention_mask"))
+
+
+def _end_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    cache, _ = _get_cache(model, args, kwargs)
+    if isinstance(cache, MedaCache):
+        cache.end_forward()
+
+
+def _forget(reference: "weakref.ref[PreTrainedModel]") -> None:
+    model = reference()
+    if model is not None:
+        _ATTACHMENTS.pop(model, None)

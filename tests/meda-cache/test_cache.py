@@ -1,0 +1,342 @@
+"""Generation with a MedaCache on real models of four families: what is kept, what is stored, which masks result."""
+
+import copy
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from meda_cache import CompressionConfig, MedaCache, attach
+from support.tiny_decoders import Family, MaskedFullCache
+
+BATCHES = {"B1": (2,), "B3-padded": (1, 3, 2)}
+
+
+@torch.no_grad()
+def run(
+    model: Any, inputs: dict[str, torch.Tensor], cache: Any, steps: torch.Tensor, chunk: int
+) -> list[torch.Tensor]:
+    """Returns the logits of the prompt's last token and of every step that feeds `chunk` tokens of `steps`."""
+    mask = inputs["attention_mask"]
+    is_qwen = "image_grid_thw" in inputs  # finds the positions of the prompt itself, those of a later chunk not
+    positions = {} if is_qwen else {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
+    output = model(**inputs, **positions, past_key_values=cache, use_cache=True)
+    logits = [output.logits[:, -1:]]
+    for start in range(0, steps.shape[1], chunk):
+        if start == 0 and isinstance(cache, MedaCache):
+            cache.compress()
+        tokens = steps[:, start : start + chunk]
+        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
+        position_ids = mask.cumsum(dim=1)[:, -tokens.shape[1] :] - 1
+        if is_qwen:
+            position_ids = (position_ids + model.model.rope_deltas).expand(3, -1, -1)
+        output = model(input_ids=tokens, attention_mask=mask, position_ids=position_ids, past_key_values=cache)
+        logits.append(output.logits)
+    return logits
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize("counts", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_equals_a_full_cache_with_the_evicted_slots_masked(
+    family: Family, counts: tuple[int, ...], chunk: int, implementation: str
+) -> None:
+    """The oracle: positions, masks, GQA and per-layer lengths are right if and only if the logits agree."""
+    model, inputs = family.model, family.prompts(*counts)
+    steps = torch.randint(3, 90, (len(counts), 6), generator=torch.Generator().manual_seed(1))
+    model.set_attn_implementation(implementation)
+    cache = MedaCache(
+        model.config,
+        keep_ratio=0.4,
+        allocation=lambda entropy: torch.arange(1, len(entropy) + 1),
+        recent_fraction=0.3,
+        text_policy="none",
+        merge="none",
+    )
+    with attach(model):
+        compressed = run(model, inputs, cache, steps, chunk)
+    lengths = {layer.physical_length for layer in cache.managed_layers.values()}
+    assert len(lengths) == 4, "all layers should differ in length, or the test shows little"
+    kept = [layer.positions[:, :, : -steps.shape[1]] for layer in cache.managed_layers.values()]
+    model.set_attn_implementation("oracle")
+    oracle = MaskedFullCache(model.config, kept, inputs["input_ids"].shape[1])
+    expected = run(model, inputs, oracle, steps, chunk)
+    model.set_attn_implementation("sdpa")
+    full = run(model, inputs, DynamicCache(config=model.config), steps, chunk)
+    for ours, theirs in zip(compressed, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(compressed[0], full[0], atol=1e-4, rtol=1e-4)  # the prompt is read with full attention
+    assert (compressed[-1] - full[-1]).abs().max() > 1e-2, "eviction should be visible, or the test shows little"
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {"do_sample": False, "num_beams": 3},
+        {"do_sample": True, "num_return_sequences": 2, "temperature": 2.0},
+    ],
+    ids=["greedy", "beam", "sample"],
+)
+def test_keep_ratio_1_is_token_identical_to_dynamic_cache(
+    family: Family, options: dict[str, Any], implementation: str
+) -> None:
+    model, inputs = family.model, family.prompts(1, 3)
+    model.set_attn_implementation(implementation)
+    torch.manual_seed(5)
+    expected = model.generate(**inputs, max_new_tokens=8, **options)
+    torch.manual_seed(5)
+    with attach(model):
+        cache = MedaCache(model.config, keep_ratio=1)
+        tokens = model.generate(**inputs, past_key_values=cache, max_new_tokens=8, **options)
+    assert torch.equal(tokens, expected)
+
+
+def test_keep_ratio_1_gives_bit_equal_logits(llava: Family) -> None:
+    llava.model.set_attn_implementation("eager")
+    inputs, steps = llava.prompts(2), torch.tensor([[5, 6, 7]])
+    expected = run(llava.model, inputs, DynamicCache(config=llava.model.config), steps, 1)
+    with attach(llava.model):
+        logits = run(llava.model, inputs, MedaCache(llava.model.config, keep_ratio=1), steps, 1)
+    llava.model.set_attn_implementation("sdpa")
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(logits, expected, strict=True))
+
+
+@pytest.mark.parametrize("merge", ["average", "value"])
+def test_row_of_a_padded_batch_equals_the_prompt_alone(family: Family, merge: str) -> None:
+    inputs = family.prompts(1, 3, 2)
+    rows = inputs["input_ids"].shape[0]
+    steps = torch.randint(3, 90, (rows, 4), generator=torch.Generator().manual_seed(1))
+    with attach(family.model):
+        batch_cache = MedaCache(family.model.config, keep_ratio=0.3, merge=merge)
+        batch = run(family.model, inputs, batch_cache, steps, 1)
+        first_image = 0
+        for row, count in enumerate((1, 3, 2)):
+            tokens = inputs["attention_mask"][row].bool()
+            names = [name for name in inputs if name not in ("pixel_values", "image_grid_thw")]
+            alone = {name: inputs[name][row : row + 1, tokens] for name in names}
+            images = slice(first_image, first_image + count)
+            first_image += count
+            if family.name == "llava":
+                alone["pixel_values"] = inputs["pixel_values"][images]
+            elif family.name == "idefics3":
+                alone["pixel_values"] = inputs["pixel_values"][row : row + 1, :count]
+            elif family.name == "qwen2_5_vl":
+                alone["image_grid_thw"] = inputs["image_grid_thw"][images]
+                alone["pixel_values"] = inputs["pixel_values"].unflatten(0, (-1, 16))[images].flatten(0, 1)
+            cache = MedaCache(family.model.config, keep_ratio=0.3, merge=merge)
+            logits = run(family.model, alone, cache, steps[row : row + 1], 1)
+            for ours, batched in zip(logits, batch, strict=True):
+                torch.testing.assert_close(ours[0], batched[row], atol=1e-4, rtol=1e-4)
+            budgets = [layer.budget[0] for layer in cache.stats().layers]
+            assert budgets == [layer.budget[row] for layer in batch_cache.stats().layers]
+
+
+def test_permuting_the_batch_permutes_the_output(llava: Family) -> None:
+    inputs = llava.prompts(1, 1)
+    swapped = {name: tensor.flip(0) for name, tensor in inputs.items()}
+    options = {"max_new_tokens": 5, "do_sample": False}
+    with attach(llava.model):
+        cache, swapped_cache = (MedaCache(llava.model.config, keep_ratio=0.3) for _ in range(2))
+        tokens = llava.model.generate(**inputs, past_key_values=cache, **options)
+        swapped_tokens = llava.model.generate(**swapped, past_key_values=swapped_cache, **options)
+    assert torch.equal(tokens, swapped_tokens.flip(0))
+
+
+def test_budgets_are_exact_and_stats_say_what_is_stored(family: Family) -> None:
+    inputs = family.prompts(1, 3)
+    cache = MedaCache(family.model.config, keep_ratio=0.37)
+    new_tokens = 5
+    with attach(family.model):
+        family.model.generate(**inputs, past_key_values=cache, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+    stats = cache.stats()
+    assert stats.is_compressed
+    lengths = inputs["attention_mask"].sum(dim=1).tolist()
+    for row, length in enumerate(lengths):
+        assert sum(layer.budget[row] for layer in stats.layers) == int(0.37 * 4 * length + 0.5)
+        assert sum(layer.weight[row] for layer in stats.layers) == pytest.approx(1)
+    for layer in stats.layers:
+        assert layer.logical_length == inputs["input_ids"].shape[1] + new_tokens - 1
+        assert layer.physical_length == max(layer.budget) + new_tokens - 1
+        assert layer.stored_bytes == 2 * 2 * 2 * layer.physical_length * 8 * 4  # K and V, B, H_kv, length, D, fp32
+        for kept_text, kept_visual, budget in zip(layer.kept_text, layer.kept_visual, layer.budget, strict=True):
+            assert kept_text + kept_visual == pytest.approx(budget)
+    assert stats.stored_bytes == sum(layer.stored_bytes for layer in stats.layers)
+    assert str(stats).count("\n") == len(stats.layers)
+    assert stats.to_dict()["layers"][0]["budget"] == stats.layers[0].budget
+
+
+def test_nothing_keeps_the_evicted_part_alive(llava: Family) -> None:
+    inputs = llava.prompts(3)
+    cache = MedaCache(llava.model.config, keep_ratio=0.2)
+    with attach(llava.model), torch.no_grad():
+        llava.model(**inputs, past_key_values=cache)
+        full = [weakref.ref(layer.keys.untyped_storage()) for layer in cache.managed_layers.values()]
+        cache.compress()
+    gc.collect()
+    assert all(storage() is None for storage in full)
+    for layer in cache.managed_layers.values():
+        assert layer.keys.untyped_storage().nbytes() == layer.keys.numel() * layer.keys.element_size()
+
+
+def test_new_tokens_are_appended_in_place(llava: Family) -> None:
+    cache = MedaCache(llava.model.config, keep_ratio=0.5)
+    with attach(llava.model), torch.no_grad():
+        llava.model(**llava.prompts(2), past_key_values=cache)
+        buffers = []
+        for token in range(3, 13):
+            llava.model(input_ids=torch.tensor([[token]]), past_key_values=cache)
+            buffers.append(cache.layers[0].keys.data_ptr())
+    assert len(set(buffers)) == 1
+
+
+def test_second_turn_reads_only_the_new_tokens_at_their_true_positions(llava: Family) -> None:
+    inputs = llava.prompts(2)
+    cache = MedaCache(llava.model.config, keep_ratio=0.3, merge="none")
+    seen: list[dict[str, Any]] = []
+    with attach(llava.model):
+        first = llava.model.generate(**inputs, past_key_values=cache, max_new_tokens=4, min_new_tokens=4)
+        length = cache.get_seq_length()
+        turn = torch.cat([first, torch.tensor([[7, 8, 9, 10]])], dim=1)
+        decoder = llava.model.model.language_model
+        hook = decoder.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs), with_kwargs=True)
+        llava.model.generate(input_ids=turn, past_key_values=cache, max_new_tokens=2, min_new_tokens=2)
+        hook.remove()
+    assert seen[0]["inputs_embeds"].shape[1] == turn.shape[1] - length == 5
+    assert seen[0]["position_ids"].tolist() == [list(range(length, length + 5))]
+
+
+def test_question_after_compressing_the_context_is_kept_whole(llava: Family) -> None:
+    inputs = llava.prompts(2)
+    cache = MedaCache(llava.model.config, keep_ratio=0.2)
+    question = torch.tensor([[7, 8, 9, 10]])
+    with attach(llava.model), torch.no_grad():
+        llava.model(**inputs, past_key_values=cache)
+        cache.compress()
+        before = cache.layers[0].physical_length
+        both = torch.cat([inputs["input_ids"], question], dim=1)
+        llava.model.generate(input_ids=both, past_key_values=cache, max_new_tokens=1)
+    assert cache.layers[0].physical_length == before + question.shape[1]
+
+
+def test_bare_loop_without_positions_equals_generate(llava: Family) -> None:
+    inputs = llava.prompts(2)
+    with attach(llava.model), torch.no_grad():
+        cache = MedaCache(llava.model.config, keep_ratio=0.3)
+        expected = llava.model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
+        cache = MedaCache(llava.model.config, keep_ratio=0.3)
+        logits = llava.model(**inputs, past_key_values=cache).logits
+        tokens = []
+        for _ in range(6):
+            tokens.append(logits[:, -1].argmax(dim=-1, keepdim=True))
+            logits = llava.model(input_ids=tokens[-1], past_key_values=cache).logits
+    assert torch.equal(torch.cat(tokens, dim=1), expected[:, inputs["input_ids"].shape[1] :])
+
+
+def test_crop_takes_back_generated_tokens(llava: Family) -> None:
+    inputs, steps = llava.prompts(2), torch.tensor([[5, 6, 7, 8]])
+    with attach(llava.model), torch.no_grad():
+        cache = MedaCache(llava.model.config, keep_ratio=0.3)
+        expected = run(llava.model, inputs, cache, steps, 1)[-1]
+        cache.crop(-2)
+        assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 2
+        for token in (7, 8):
+            logits = llava.model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits
+        torch.testing.assert_close(logits, expected)
+        with pytest.raises(ValueError, match="at most 4 tokens to remove"):
+            cache.crop(-5)
+
+
+def test_batch_can_be_repeated_reordered_and_selected(llava: Family) -> None:
+    steps = torch.randint(3, 90, (2, 3), generator=torch.Generator().manual_seed(1))
+    inputs = llava.prompts(1, 2)
+    with attach(llava.model), torch.no_grad():
+        cache = MedaCache(llava.model.config, keep_ratio=0.3)
+        llava.model(**inputs, past_key_values=cache)
+        cache.reorder_cache(torch.tensor([1, 0]))  # before the compression: statistics must follow
+        cache.batch_repeat_interleave(2)
+        cache.compress()
+        cache.batch_select_indices(torch.tensor([2, 0]))  # back to the first order
+        expected = MedaCache(llava.model.config, keep_ratio=0.3)
+        llava.model(**inputs, past_key_values=expected)
+        expected.compress()
+        mask = torch.cat([inputs["attention_mask"], torch.ones_like(steps)], dim=1)
+        logits = [
+            llava.model(input_ids=steps, attention_mask=mask, past_key_values=c).logits for c in (cache, expected)
+        ]
+    torch.testing.assert_close(*logits)
+    assert [layer.budget for layer in cache.stats().layers] == [layer.budget for layer in expected.stats().layers]
+
+
+def test_reset_makes_the_cache_as_new(llava: Family) -> None:
+    cache = MedaCache(llava.model.config, keep_ratio=0.3)
+    options = {"past_key_values": cache, "max_new_tokens": 5, "do_sample": False}
+    with attach(llava.model):
+        llava.model.generate(**llava.prompts(3, seed=1), **options)
+        cache.reset()
+        assert cache.get_seq_length() == 0
+        again = llava.model.generate(**llava.prompts(2), **options)
+        options["past_key_values"] = MedaCache(llava.model.config, keep_ratio=0.3)
+        fresh = llava.model.generate(**llava.prompts(2), **options)
+    assert torch.equal(again, fresh)
+
+
+def test_deepcopy_answers_two_questions_on_one_compressed_context(llava: Family) -> None:
+    with attach(llava.model), torch.no_grad():
+        cache = MedaCache(llava.model.config, keep_ratio=0.3)
+        llava.model(**llava.prompts(2), past_key_values=cache)
+        cache.compress()
+        twin = copy.deepcopy(cache)
+        first = llava.model(input_ids=torch.tensor([[7, 8]]), past_key_values=cache).logits
+        second = llava.model(input_ids=torch.tensor([[7, 8]]), past_key_values=twin).logits
+    torch.testing.assert_close(first, second)
+    assert cache.get_seq_length() == twin.get_seq_length()
+
+
+def test_prompt_of_text_only_uses_the_full_entropy(llava: Family) -> None:
+    inputs = {"input_ids": torch.arange(3, 40)[None], "attention_mask": torch.ones(1, 37, dtype=torch.long)}
+    tokens = []
+    for entropy in ("cross", "full"):
+        cache = MedaCache(llava.model.config, keep_ratio=0.3, entropy=entropy)
+        with attach(llava.model):
+            tokens.append(llava.model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False))
+        assert all(layer.kept_visual == [0.0] for layer in cache.stats().layers)
+    assert torch.equal(*tokens)
+
+
+def test_own_allocation_and_score_are_used(llava: Family) -> None:
+    config = CompressionConfig(
+        keep_ratio=0.5,
+        allocation=lambda entropy: torch.arange(1, len(entropy) + 1),
+        score=lambda key_mass, visual_mask: -torch.arange(key_mass.shape[1]).expand_as(key_mass),
+        recent_fraction=0,
+        text_policy="none",
+        merge="none",
+    )
+    cache = MedaCache(llava.model.config, config)
+    with attach(llava.model), torch.no_grad():
+        llava.model(**llava.prompts(1), past_key_values=cache)
+        cache.compress()
+    budgets = [layer.budget[0] for layer in cache.stats().layers]
+    assert budgets == sorted(budgets)
+    assert budgets[0] < budgets[-1]
+    for budget, layer in zip(budgets, cache.managed_layers.values(), strict=True):
+        assert layer.positions[0, 0].tolist() == list(range(budget))
+
+
+def test_statistics_never_hold_attention_as_a_whole() -> None:
+    """4096 tokens: one float32 matrix of all scores of 2 heads would be 128 MiB; the tile is 16 MiB."""
+    from meda_cache import cross_modal_entropy, key_mass
+
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(2, 2, 4096, 16, generator=generator)
+    visual_mask = torch.arange(4096) % 8 != 0
+    with torch.profiler.profile(profile_memory=True) as profile:
+        key_mass(queries, keys)
+        cross_modal_entropy(queries, keys, visual_mask)
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < largest <= 2 * 4 * 2**22

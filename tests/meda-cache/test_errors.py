@@ -1,0 +1,185 @@
+"""Bad input gets one error that says what was expected, what came, and what to do."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel
+
+from meda_cache import (
+    CompressionConfig,
+    MedaCache,
+    allocate_budgets,
+    attach,
+    cross_modal_entropy,
+    select_tokens,
+)
+from support.tiny_decoders import TEXT, Family, build_family
+
+
+@pytest.mark.parametrize("ratio", [0, -0.1, 1.7, float("nan")])
+def test_keep_ratio_out_of_range(ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"`keep_ratio` in \(0, 1\].*got"):
+        CompressionConfig(keep_ratio=ratio)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"recent_fraction": 1.2},
+        {"temperature": 0.0},
+        {"num_sinks": -1},
+        {"merge": "mean"},
+        {"entropy": "both"},
+        {"score": "max"},
+        {"allocation": "pyramid"},
+        {"head_reduction": "sum"},
+        {"text_policy": "all"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_option_out_of_range(options: dict[str, Any]) -> None:
+    name, value = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"Expected `{name}` .*got '?{value}"):
+        CompressionConfig(**options)
+
+
+def test_options_given_twice(llava: Family) -> None:
+    with pytest.raises(ValueError, match="either `compression` or its options"):
+        MedaCache(llava.model.config, CompressionConfig(), keep_ratio=0.1)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_model_is_not_attached(llava: Family, implementation: str) -> None:
+    llava.model.set_attn_implementation(implementation)
+    with pytest.raises(RuntimeError, match=r"with meda_cache.attach\(model\)"):
+        llava.model.generate(**llava.prompts(1), past_key_values=MedaCache(llava.model.config), max_new_tokens=2)
+    llava.model.set_attn_implementation("sdpa")
+
+
+def test_attention_implementation_changed_after_attach(llava: Family) -> None:
+    cache = MedaCache(llava.model.config)
+    with attach(llava.model):
+        llava.model.set_attn_implementation("sdpa")
+        with pytest.raises(RuntimeError, match="layer 0 did not go through MedaCache"):
+            llava.model.generate(**llava.prompts(1), past_key_values=cache, max_new_tokens=3, min_new_tokens=3)
+
+
+def test_padding_without_mask() -> None:
+    family = build_family("llama")
+    input_ids = family.prompts(0, 2)["input_ids"]
+    with attach(family.model), pytest.raises(ValueError, match=r"`attention_mask` with padded prompts.*rows \[0\]"):
+        family.model(input_ids=input_ids, past_key_values=MedaCache(family.model.config))
+
+
+def test_mask_of_another_shape(llava: Family) -> None:
+    inputs = llava.prompts(1)
+    inputs["attention_mask"] = inputs["attention_mask"][:, :-1]
+    with attach(llava.model), pytest.raises(ValueError, match="`attention_mask` of shape"):
+        llava.model(**inputs, past_key_values=MedaCache(llava.model.config))
+
+
+def test_row_of_padding_only(llava: Family) -> None:
+    inputs = llava.prompts(1, 1)
+    inputs["attention_mask"][1] = 0
+    with attach(llava.model), pytest.raises(ValueError, match=r"only padding in rows \[1\]"):
+        llava.model(**inputs, past_key_values=MedaCache(llava.model.config))
+
+
+def test_embeddings_instead_of_ids() -> None:
+    model = build_family("llama").model
+    with attach(model), pytest.raises(ValueError, match="Expected `input_ids` with the prompt"):
+        model(inputs_embeds=torch.zeros(1, 9, TEXT["hidden_size"]), past_key_values=MedaCache(model.config))
+
+
+def test_prompt_in_several_forwards() -> None:
+    model = build_family("llama").model
+    with attach(model), pytest.raises(ValueError, match=r"the prompt in one forward.*prefill_chunk_size"):
+        model.generate(
+            torch.arange(3, 43)[None], past_key_values=MedaCache(model.config), prefill_chunk_size=16, max_new_tokens=2
+        )
+
+
+def test_assisted_decoding() -> None:
+    model = build_family("llama").model
+    with attach(model), pytest.raises(NotImplementedError, match="assisted decoding or prompt lookup"):
+        model.generate(
+            torch.arange(3, 43)[None],
+            past_key_values=MedaCache(model.config),
+            prompt_lookup_num_tokens=3,
+            max_new_tokens=4,
+        )
+
+
+def test_training() -> None:
+    model = build_family("llama").model
+    with attach(model), pytest.raises(RuntimeError, match=r"torch.no_grad\(\)"):
+        model(input_ids=torch.arange(3, 9)[None], past_key_values=MedaCache(model.config))
+
+
+def test_compress_without_prompt_or_twice(llava: Family) -> None:
+    cache = MedaCache(llava.model.config)
+    with pytest.raises(RuntimeError, match="none has been read"):
+        cache.compress()
+    with attach(llava.model), torch.no_grad():
+        llava.model(**llava.prompts(1), past_key_values=cache)
+    cache.compress()
+    with pytest.raises(RuntimeError, match="compressed already"):
+        cache.compress()
+
+
+def test_model_without_full_attention() -> None:
+    with pytest.raises(ValueError, match="full-attention layers"):
+        MedaCache(MistralConfig(num_hidden_layers=2, sliding_window=8))
+
+
+def test_not_a_model() -> None:
+    with pytest.raises(TypeError, match="Expected a transformers model"):
+        attach(nn.Linear(2, 2))
+
+
+def test_unsupported_attention_implementation(llava: Family) -> None:
+    llava.model.set_attn_implementation({"text_config": "flex_attention"})
+    try:
+        with pytest.raises(ValueError, match="'flex_attention'"):
+            attach(llava.model)
+    finally:
+        llava.model.set_attn_implementation("sdpa")
+
+
+class OwnAttention(nn.Module):
+    """Attention that looks nothing up."""
+
+
+class OwnModel(PreTrainedModel):
+    """A model that computes attention in its own code, as remote-code models do."""
+
+    config_class = PreTrainedConfig
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.attention = OwnAttention()
+
+
+def test_model_without_attention_interface() -> None:
+    config = PreTrainedConfig()
+    config._attn_implementation = "eager"
+    with pytest.raises(ValueError, match="attention goes through `AttentionInterface`, got OwnModel"):
+        attach(OwnModel(config))
+
+
+def test_one_modality_has_no_cross_modal_entropy() -> None:
+    states = torch.zeros(1, 4, 2)
+    with pytest.raises(ValueError, match="4 text and 0 visual"):
+        cross_modal_entropy(states, states, torch.zeros(4, dtype=torch.bool))
+
+
+def test_bad_budgets() -> None:
+    for weights in ([float("nan"), 1.0], [-1.0, 1.0], [0.0, 0.0]):
+        with pytest.raises(ValueError, match="Expected `weights`"):
+            allocate_budgets(torch.tensor(weights), 4, maximum=4)
+    with pytest.raises(ValueError, match="minimum=5"):
+        allocate_budgets(torch.ones(2), 4, minimum=5, maximum=4)
+    with pytest.raises(ValueError, match="for seq_len 4"):
+        select_tokens(torch.zeros(1, 4), torch.zeros(4, dtype=torch.bool), num_recent=3, num_important=2)

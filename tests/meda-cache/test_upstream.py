@@ -1,0 +1,81 @@
+"""Canaries: each fact about transformers' internals that `meda_cache.upstream` and `meda_cache.cache` rely on."""
+
+import inspect
+import sys
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
+from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicLayer, get_layer_types_and_kwargs
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from support.tiny_decoders import Family
+
+
+def test_update_gets_keys_values_and_layer_index_only(family: Family) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class Recorder(DynamicCache):
+        def update(self, *args: Any, **kwargs: Any) -> Any:
+            calls.append((len(args), kwargs))
+            return super().update(*args, **kwargs)
+
+    with torch.no_grad():
+        family.model(**family.prompts(1), past_key_values=Recorder(config=family.model.config))
+    assert calls == [(3, {})] * 4
+
+
+def test_attention_gets_the_very_keys_that_update_returned(family: Family) -> None:
+    tagged: list[bool] = []
+
+    class Tagger(DynamicCache):
+        def update(self, *args: Any, **kwargs: Any) -> Any:
+            keys, values = super().update(*args, **kwargs)
+            keys._tag = True
+            return keys, values
+
+    def attention(module: Any, query: Any, key: Any, *args: Any, **kwargs: Any) -> Any:
+        tagged.append(hasattr(key, "_tag"))
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, *args, **kwargs)
+
+    AttentionInterface.register("canary", attention)
+    AttentionMaskInterface.register("canary", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    decoder_config = family.model.config.get_text_config(decoder=True)
+    decoder_config._attn_implementation_internal = "canary"
+    try:
+        with torch.no_grad():
+            family.model(**family.prompts(1), past_key_values=Tagger(config=family.model.config))
+    finally:
+        decoder_config._attn_implementation_internal = "sdpa"
+    assert tagged == [True] * 4
+
+
+def test_eager_attention_is_a_function_of_the_model_file(family: Family) -> None:
+    attention = [module for module in family.model.modules() if hasattr(module, "layer_idx")]
+    modules = {sys.modules[type(module).__module__] for module in attention if "Attention" in type(module).__name__}
+    assert modules
+    assert all(callable(module.eager_attention_forward) for module in modules)
+
+
+def test_layer_types_are_named_as_expected(family: Family) -> None:
+    types, kwargs = get_layer_types_and_kwargs(family.model.config.get_text_config(decoder=True))
+    assert types == ["full_attention"] * 4
+    assert len(kwargs) == 4
+    assert DYNAMIC_LAYER_TYPE_MAPPING["full_attention"] is DynamicLayer
+
+
+def test_mask_is_sized_by_the_cache(family: Family) -> None:
+    assert list(inspect.signature(Cache.get_mask_sizes).parameters) == ["self", "query_length", "layer_idx"]
+    assert list(inspect.signature(DynamicLayer.get_mask_sizes).parameters) == ["self", "query_length"]
+    assert {"sdpa", "eager"} <= set(ALL_MASK_ATTENTION_FUNCTIONS)
+    assert "sdpa" in ALL_ATTENTION_FUNCTIONS
+
+
+def test_placeholder_ids_have_one_name(family: Family) -> None:
+    config = family.model.config
+    assert getattr(config, "image_token_id", None) == (None if family.name == "llama" else 90)
+
+
+def test_assisted_decoding_announces_itself() -> None:
+    assert "activate_past_recording" in vars(Cache)
