@@ -2,15 +2,17 @@
 
 import copy
 import gc
+import math
 import weakref
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from meda_cache import CompressionConfig, MedaCache, attach
-from support.tiny_decoders import Family, MaskedFullCache
+from support.tiny_decoders import TEXT, Family, MaskedFullCache, build_family
 
 BATCHES = {"B1": (2,), "B3-padded": (1, 3, 2)}
 
@@ -306,6 +308,42 @@ def test_prompt_of_text_only_uses_the_full_entropy(llava: Family) -> None:
             tokens.append(llava.model.generate(**inputs, past_key_values=cache, max_new_tokens=4, do_sample=False))
         assert all(layer.kept_visual == [0.0] for layer in cache.stats().layers)
     assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_half_precision_models_work(implementation: str) -> None:
+    family = build_family("llava")
+    model, inputs = copy.deepcopy(family.model).to(torch.bfloat16), family.prompts(1, 3)
+    model.set_attn_implementation(implementation)
+    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    cache = MedaCache(model.config, keep_ratio=0.3)
+    with attach(model):
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=4, min_new_tokens=4)
+    assert {layer.keys.dtype for layer in cache.managed_layers.values()} == {torch.bfloat16}
+    assert all(math.isfinite(entropy) for layer in cache.stats().layers for entropy in layer.entropy)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_sliding_layers_keep_their_own_class(implementation: str) -> None:
+    torch.manual_seed(0)
+    config = Gemma3TextConfig(
+        **{**TEXT, "head_dim": 8},
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+    model = Gemma3ForCausalLM(config).eval()
+    model.set_attn_implementation(implementation)
+    inputs = {"input_ids": torch.arange(3, 63)[None], "attention_mask": torch.ones(1, 60, dtype=torch.long)}
+    expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    with attach(model):
+        cache = MedaCache(config, keep_ratio=1)
+        tokens = model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
+        compressed = MedaCache(config, keep_ratio=0.25)
+        model.generate(**inputs, past_key_values=compressed, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    assert torch.equal(tokens, expected)
+    assert list(compressed.managed_layers) == [1, 3]
+    assert [type(layer) for layer in compressed.layers[::2]] == [DynamicSlidingWindowLayer] * 2
+    assert sum(layer.budget[0] for layer in compressed.stats().layers) == 0.25 * 2 * 60
 
 
 def test_own_allocation_and_score_are_used(llava: Family) -> None:

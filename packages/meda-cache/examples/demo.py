@@ -3,8 +3,8 @@
     python packages/meda-cache/examples/demo.py --out demo/meda-cache
     python packages/meda-cache/examples/demo.py --out demo/meda-cache --data-dir DIR
 
-DIR is a folder of Parquet files, or the Hub id of a data set, with photos of the CIFAR-10 classes: questions about them
-are asked as well. Everything is held out: no image and no question was seen in training.
+DIR is a folder of Parquet files, or the Hub id of a data set, with photos of the CIFAR-10 classes: questions about
+them are asked as well. Everything is held out: no image and no question was seen in training.
 """
 
 import argparse

@@ -150,12 +150,12 @@ class MedaCache(Cache):
             raise RuntimeError(f"Expected a prompt that is not compressed yet, but {state}; see `MedaCache.reset`.")
         layers = self.managed_layers
         for index, layer in layers.items():
-            if layer.awaits_attention or len(layer.statistics) != len(self.prompt):
+            if layer.prompt is not None:
                 self._raise_bypassed(index)
-        for row, seq_len in enumerate(self.prompt.token_mask.sum(dim=-1).tolist()):
-            entropies = [layer.statistics[row].entropy for layer in layers.values()]
-            self._allocations.append((entropies, *allocate_prompt(entropies, seq_len, self.compression)))
         if self.compression.keep_ratio < 1:
+            for row, seq_len in enumerate(self.prompt.token_mask.sum(dim=-1).tolist()):
+                entropies = [layer.statistics[row].entropy for layer in layers.values()]
+                self._allocations.append((entropies, *allocate_prompt(entropies, seq_len, self.compression)))
             for number, layer in enumerate(layers.values()):
                 budgets = [budgets[number] for _, _, budgets in self._allocations]
                 layer.compress(self.prompt, budgets)

@@ -108,10 +108,11 @@ class MedaLayer(DynamicLayer):
     def observe(
         self, query_states: Tensor, key_states: Tensor, *, scaling: float | None, attention_mask: Tensor | None
     ) -> None:
-        """Takes the statistics of every prompt of the batch, once."""
-        if self.prompt is None:
+        """Takes the statistics of every prompt of the batch, once; none are needed to keep everything."""
+        prompt, self.prompt = self.prompt, None
+        if prompt is None or self.config.keep_ratio == 1:
             return
-        for row, index in enumerate(_iter_tokens(self.prompt, query_states.device)):
+        for row, index in enumerate(_iter_tokens(prompt, query_states.device)):
             visible = None
             if attention_mask is not None:
                 visible = _as_bool(attention_mask[row if attention_mask.shape[0] > 1 else 0, 0])[index][:, index]
@@ -119,13 +120,12 @@ class MedaLayer(DynamicLayer):
                 observe_prompt(
                     query_states[row][:, index],
                     key_states[row][:, index],
-                    self.prompt.visual_mask[row].to(index.device)[index],
+                    prompt.visual_mask[row].to(index.device)[index],
                     self.config,
                     scaling=scaling,
                     visible=visible,
                 )
             )
-        self.prompt = None
 
     def compress(self, prompt: Prompt, budgets: Sequence[int]) -> None:
         """Keeps `budgets[row]` tokens of every prompt."""

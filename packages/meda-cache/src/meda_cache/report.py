@@ -8,6 +8,8 @@ from typing import Any
 class LayerStats:
     """One layer of a [`MedaCache`]; lists have one entry per prompt of the batch.
 
+    Entropies, weights and budgets are empty until the prompt is compressed, and if `keep_ratio` is 1.
+
     Args:
         layer_idx (`int`): index of the layer in the model.
         logical_length (`int`): tokens seen, padding included.
