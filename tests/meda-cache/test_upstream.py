@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
-from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, DynamicLayer, get_layer_types_and_kwargs
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -58,11 +58,8 @@ def test_eager_attention_is_a_function_of_the_model_file(family: Family) -> None
     assert all(callable(module.eager_attention_forward) for module in modules)
 
 
-def test_layer_types_are_named_as_expected(family: Family) -> None:
-    types, kwargs = get_layer_types_and_kwargs(family.model.config.get_text_config(decoder=True))
-    assert types == ["full_attention"] * 4
-    assert len(kwargs) == 4
-    assert DYNAMIC_LAYER_TYPE_MAPPING["full_attention"] is DynamicLayer
+def test_full_attention_has_a_cache_layer_of_its_own(family: Family) -> None:
+    assert [type(layer) for layer in DynamicCache(config=family.model.config).layers] == [DynamicLayer] * 4
 
 
 def test_mask_is_sized_by_the_cache(family: Family) -> None:

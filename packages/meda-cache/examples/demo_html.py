@@ -99,7 +99,7 @@ def _image(image: Image.Image, kept: list[float] | None, number: int) -> str:
     if kept is not None:
         grid = round(len(kept) ** 0.5)
         light = Image.new("L", (grid, grid))
-        light.putdata([round(40 + 215 * share) for share in kept])
+        light.putdata([round(80 + 175 * share) for share in kept])
         light = light.resize((SIDE, SIDE), Image.Resampling.NEAREST)
         shown = Image.composite(shown, Image.new("RGB", shown.size), light)
         draw = ImageDraw.Draw(shown)

@@ -5,8 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DYNAMIC_LAYER_TYPE_MAPPING, get_layer_types_and_kwargs
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -18,11 +24,8 @@ BASES = ("sdpa", "eager")
 
 def build_layers(config: PreTrainedConfig, full_attention_layer: Callable[[], Any]) -> list[Any]:
     """Returns a cache layer per decoder layer: ours where attention is full, transformers' own elsewhere."""
-    layer_types, layer_kwargs = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
-    return [
-        full_attention_layer() if layer_type == "full_attention" else DYNAMIC_LAYER_TYPE_MAPPING[layer_type](**kwargs)
-        for layer_type, kwargs in zip(layer_types, layer_kwargs, strict=True)
-    ]
+    layers = DynamicCache(config=config).layers
+    return [full_attention_layer() if type(layer) is DynamicLayer else layer for layer in layers]
 
 
 def get_visual_token_ids(config: PreTrainedConfig) -> list[int]:

@@ -1,0 +1,174 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["nox>=2025.5.1"]
+# ///
+"""The sessions of this repository: `nox` alone is what CI runs, `nox --list` tells the rest.
+
+`typecheck`, `tests`, `gpu`, `demo` and `bench` share one environment, `.nox/dev`, made by the session `dev`: torch is
+installed once. `lint`, `alone` and `minimums` have their own.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import nox
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+nox.needs_version = ">=2025.5.1"
+nox.options.sessions = ["lint", "typecheck", "tests"]
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = True
+
+ROOT = Path(__file__).resolve().parent
+CONSTRAINTS = ("-c", ".ci/constraints.txt")
+PROJECTS: dict[str, dict[str, Any]] = {
+    path.parent.name: nox.project.load_toml(path)["project"] for path in sorted(ROOT.glob("packages/*/pyproject.toml"))
+}
+# peft is here for the tests that meet adapters; no package requires it yet.
+TEST_TOOLS = ["hypothesis", "peft", "pytest", "pytest-cov", "pytest-xdist"]
+DEV_TOOLS = [*TEST_TOOLS, "matplotlib", "mypy", "nox"]
+DEV = ROOT / ".nox" / "dev" / ("Scripts" if os.name == "nt" else "bin")
+# One thread in each process: small tensors gain nothing from more, and processes do not fight for cores.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def with_extras(dists: Iterable[str]) -> list[str]:
+    """The arguments of `pip install` for packages, editable, with all their extras."""
+    arguments: list[str] = []
+    for dist in dists:
+        extras = ",".join(PROJECTS[dist].get("optional-dependencies", {}))
+        target = f"packages/{dist}[{extras}]" if extras else f"packages/{dist}"
+        arguments += ["-e", target]
+    return arguments
+
+
+def split_posargs(session: nox.Session) -> tuple[list[str], list[str]]:
+    """The packages named at the start of what follows `--` (all of them if none is), and the rest."""
+    rest = list(session.posargs)
+    dists: list[str] = []
+    while rest and not rest[0].startswith("-"):
+        dist = rest.pop(0)
+        if dist not in PROJECTS:
+            session.error(f"expected one of the packages {', '.join(PROJECTS)} after `--`, got {dist!r}")
+        dists.append(dist)
+    return dists or list(PROJECTS), rest
+
+
+def python(session: nox.Session, *args: str) -> None:
+    """Run Python of the shared environment."""
+    session.run(str(DEV / "python"), *args, external=True, env=ONE_THREAD)
+
+
+@nox.session(reuse_venv=True, default=False)
+def dev(session: nox.Session) -> None:
+    """Make the shared environment .nox/dev: all packages, editable, with their extras, and the tools."""
+    session.log("installing torch and the packages: two minutes the first time")
+    session.install(*with_extras(PROJECTS), *DEV_TOOLS, *CONSTRAINTS)
+
+
+@nox.session(reuse_venv=True)
+def lint(session: nox.Session) -> None:
+    """Check format and style. `nox -s lint -- --fix` mends what can be mended."""
+    if unknown := set(session.posargs) - {"--fix"}:
+        session.error(f"expected nothing or --fix after `--`, got {' '.join(sorted(unknown))!r}")
+    session.install("ruff", *CONSTRAINTS)
+    fix = bool(session.posargs)
+    session.run("ruff", "check", *(["--fix"] if fix else []), ".")
+    session.run("ruff", "format", *([] if fix else ["--check"]), ".")
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def typecheck(session: nox.Session) -> None:
+    """Check types: mypy, strict, on what is shipped and on this file."""
+    python(session, "-m", "mypy", *(f"packages/{dist}/src" for dist in PROJECTS), "noxfile.py")
+
+
+@nox.session(venv_backend="none", requires=["dev"])
+def tests(session: nox.Session) -> None:
+    """Run the tests on the CPU. `nox -s tests -- meda-cache -k entropy` is one package, and options of pytest."""
+    dists, options = split_posargs(session)
+    everything = dists == list(PROJECTS)
+    paths = ["tests"] if everything else [f"tests/{dist}" for dist in dists]
+    python(session, "-m", "pytest", *paths, *options)
+
+
+@nox.session(venv_backend="none", requires=["dev"], default=False)
+def gpu(session: nox.Session) -> None:
+    """Run the tests that need a CUDA device."""
+    if shutil.which("nvidia-smi") is None:
+        session.error("expected a CUDA device, but there is no nvidia-smi on this machine; `nox -s tests` needs none")
+    dists, options = split_posargs(session)
+    python(session, "-m", "pytest", "-m", "gpu", *(f"tests/{dist}" for dist in dists), *options)
+
+
+@nox.session(python="3.10", default=False)
+def minimums(session: nox.Session) -> None:
+    """Run the tests with the oldest Python and the oldest versions that the packages allow."""
+    dists, options = split_posargs(session)
+    pins = Path(session.create_tmp()) / "minimums.txt"
+    pins.write_text("".join(f"{name}=={version}\n" for name, version in lower_bounds(dists).items()), encoding="utf-8")
+    session.install(*with_extras(dists), *TEST_TOOLS, "-c", str(pins))
+    session.run("pip", "freeze", silent=False)
+    session.run("python", "-m", "pytest", *(f"tests/{dist}" for dist in dists), *options, env=ONE_THREAD)
+
+
+def lower_bounds(dists: Iterable[str]) -> dict[str, Version]:
+    """The oldest version of each requirement that all these packages allow."""
+    bounds: dict[str, Version] = {}
+    for dist in dists:
+        extras = PROJECTS[dist].get("optional-dependencies", {}).values()
+        for text in [*PROJECTS[dist].get("dependencies", []), *(line for extra in extras for line in extra)]:
+            requirement = Requirement(text)
+            lows = [Version(part.version) for part in requirement.specifier if part.operator in (">=", "==", "~=")]
+            if lows:
+                bounds[requirement.name] = max(*lows, bounds.get(requirement.name, Version("0")))
+    return bounds
+
+
+@nox.session(default=False)
+def alone(session: nox.Session) -> None:
+    """Install the wheel of one package with nothing but its requirements, and run its README."""
+    dists, rest = split_posargs(session)
+    if len(dists) != 1 or rest:
+        session.error(
+            f"expected one of the packages {', '.join(PROJECTS)} after `--`, got {session.posargs or 'nothing'}"
+        )
+    wheels = Path(session.create_tmp())
+    for old in wheels.glob("*.whl"):
+        old.unlink()
+    session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(wheels), f"packages/{dists[0]}")
+    session.install(*map(str, wheels.glob("*.whl")), *CONSTRAINTS)
+    session.run("python", "-c", f"import {dists[0].replace('-', '_')}")
+    session.run(
+        "python",
+        "-m",
+        "support.markdown_examples",
+        f"packages/{dists[0]}/README.md",
+        "--alone",
+        env={**ONE_THREAD, "PYTHONPATH": "tests"},
+    )
+
+
+@nox.session(venv_backend="none", requires=["dev"], default=False)
+def demo(session: nox.Session) -> None:
+    """Let every package do its work once and write demo/index.html. `nox -s demo -- meda-cache --data-dir DIR`."""
+    dists, options = split_posargs(session)
+    scripts = {dist: f"packages/{dist}/examples/demo.py" for dist in dists}
+    present = {dist: script for dist, script in scripts.items() if (ROOT / script).exists()}
+    if not present:
+        session.error(f"expected packages/<package>/examples/demo.py, but {', '.join(dists)} has none")
+    for dist, script in present.items():
+        shutil.rmtree(ROOT / "demo" / dist, ignore_errors=True)
+        python(session, script, "--out", f"demo/{dist}", *options)
+    python(session, "docs/demo/page.py", "demo", *present)
+
+
+@nox.session(venv_backend="none", requires=["dev"], default=False)
+def bench(session: nox.Session) -> None:
+    """Run a benchmark, write its results and plot them. `nox -s bench -- diorama_render`."""
+    python(session, "benchmarks-hf/run.py", *session.posargs)
+    python(session, "benchmarks-hf/plot.py")
