@@ -14,9 +14,23 @@ HERE = Path(__file__).resolve().parent
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """One line for each value of the column `line`, with the range from `low` to `high` if there is one."""
+    """One panel for each value of the column `panel`, if there is one."""
     plot, rows = result["plot"], result["rows"]
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    panels = list(dict.fromkeys(row[plot["panel"]] for row in rows)) if "panel" in plot else [None]
+    figure, all_axes = plt.subplots(
+        1, len(panels), figsize=(7 * len(panels), 4.5), layout="constrained", sharey=True, squeeze=False
+    )
+    for panel, axes in zip(panels, all_axes[0], strict=True):
+        draw_panel([row for row in rows if panel is None or row[plot["panel"]] == panel], plot, axes)
+        axes.set(xlabel=plot["x"].replace("_", " "), ylabel=plot["y"].replace("_", " "), title=panel)
+    figure.suptitle(result["about"])
+    all_axes[0][-1].legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_panel(rows: list[dict[str, Any]], plot: dict[str, str], axes: Any) -> None:
+    """One line for each value of the column `line`, with its range and its bar where there are such columns."""
     for name in dict.fromkeys(row[plot["line"]] for row in rows):
         points = sorted((row for row in rows if row[plot["line"]] == name), key=lambda row: row[plot["x"]])
         x, y = ([row[plot[axis]] for row in points] for axis in ("x", "y"))
@@ -27,12 +41,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         for row in points:
             if "bar" in row:
                 axes.plot(row[plot["x"]], row["bar"], marker="_", markersize=18, color=line.get_color())
-    axes.set(xlabel=plot["x"].replace("_", " "), ylabel=plot["y"].replace("_", " "), title=result["about"])
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main() -> None:
