@@ -34,9 +34,11 @@ def sum_score(key_mass: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor
     return key_mass
 
 
+GENERATOR = torch.Generator()  # seeded anew for every point
+
+
 def random_score(key_mass: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(key_mass.shape[1])
-    return torch.rand(key_mass.shape, generator=generator)
+    return torch.rand(key_mass.shape, generator=GENERATOR)
 
 
 def stride_score(key_mass: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor:
@@ -93,6 +95,8 @@ def answer(
     prompts = [build_prompt(row["num_images"], row["question"]) for row in batch]
     images = [image for row in batch for image in row["images"]]
     inputs = processor(images=images, text=prompts, return_tensors="pt")
+    turns = processor.tokenizer([build_turn(row["question"]) for row in batch], return_tensors="pt")["input_ids"]
+    assert torch.equal(turns, inputs["input_ids"][:, -turns.shape[1] :]), "the question is not the end of the prompt"
     length, question_length = inputs["input_ids"].shape[1], batch[0]["question_length"]
     protected = question_length if mode == "question-aware" else 0
     cache = MedaCache(model.config, keep_ratio=ratio, score=partial(protect, score, protected), **options)
@@ -115,6 +119,7 @@ def summarise(right: np.ndarray, base: np.ndarray, kinds: np.ndarray, chance: np
         "gain_low": difference.mean() - half,
         "gain_high": difference.mean() + half,
         "chance": chance.mean(),
+        "questions_per_kind": int(len(kinds) / len(set(kinds))),
         **{kind: right[kinds == kind].mean() for kind in KINDS if (kinds == kind).any()},
     }
 
@@ -136,6 +141,7 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
     with attach(model):
         for point in tqdm(points, desc="points"):
             mode, policy, ratio = point
+            GENERATOR.manual_seed(0)
             answers[point] = np.array(
                 [right for batch in batches for right in answer(model, processor, batch, mode, policy, ratio)]
             )

@@ -1,5 +1,6 @@
 """Fixtures of the tests of meda-cache."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,19 +8,26 @@ import numpy as np
 import pytest
 import torch
 
+from meda_cache import detach
 from support.tiny_decoders import BUILDERS, Family, build_family
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(params=list(BUILDERS))
-def family(request: pytest.FixtureRequest) -> Family:
-    return build_family(request.param)
+def family(request: pytest.FixtureRequest) -> Iterator[Family]:
+    family = build_family(request.param)
+    yield family
+    detach(family.model)
+    family.model.set_attn_implementation("sdpa")
 
 
 @pytest.fixture
-def llava() -> Family:
-    return build_family("llava")
+def llava() -> Iterator[Family]:
+    family = build_family("llava")
+    yield family
+    detach(family.model)
+    family.model.set_attn_implementation("sdpa")
 
 
 @pytest.fixture

@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import MistralConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    BartConfig,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MistralConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from meda_cache import (
     CompressionConfig,
@@ -45,9 +52,74 @@ def test_option_out_of_range(options: dict[str, Any]) -> None:
         CompressionConfig(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kep_ratio": 0.2}, r"options of CompressionConfig \(keep_ratio, .*got kep_ratio"),
+        ({"keep_ratio": "0.2"}, "a number for `keep_ratio`, got '0.2'"),
+        ({"num_sinks": 1.5}, "an integer for `num_sinks`, got 1.5"),
+    ],
+)
+def test_option_of_another_name_or_type(llava: Family, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        MedaCache(llava.model.config, **options)
+
+
+def test_something_else_than_a_configuration(llava: Family) -> None:
+    with pytest.raises(TypeError, match=r"pass `model.config`"):
+        MedaCache(llava.model)
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        MedaCache(BartConfig())
+
+
+def test_configuration_of_the_text_part_with_images(llava: Family) -> None:
+    cache = MedaCache(llava.model.config.text_config)
+    with attach(llava.model), pytest.raises(ValueError, match=r"make the cache from `model.config`"):
+        llava.model(**llava.prompts(1), past_key_values=cache)
+
+
+def test_forward_that_failed_half_way(llava: Family) -> None:
+    cache = MedaCache(llava.model.config, keep_ratio=0.3)
+    with attach(llava.model), torch.no_grad():
+        llava.model(**llava.prompts(1), past_key_values=cache)
+        cache.compress()
+        last = llava.model.model.language_model.layers[2]
+        hook = last.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            llava.model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        hook.remove()
+        with pytest.raises(RuntimeError, match=r"failed half way; call `cache.reset\(\)`"):
+            llava.model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"allocation": lambda entropy: torch.ones(5)}, r"one weight for each of the 4 layers, got shape \(5,\)"),
+        ({"score": lambda mass, visual: mass[0]}, r"`score` to return numbers of shape .*, got shape"),
+        ({"score": lambda mass, visual: mass * float("nan")}, "`score` to return numbers of shape .*, got NaN"),
+    ],
+    ids=["weights", "shape", "nan"],
+)
+def test_callables_that_return_something_else(llava: Family, options: dict[str, Any], message: str) -> None:
+    cache = MedaCache(llava.model.config, **options)
+    with attach(llava.model), torch.no_grad():
+        llava.model(**llava.prompts(1), past_key_values=cache)
+    with pytest.raises(ValueError, match=message):
+        cache.compress()
+
+
+def test_attention_with_more_than_a_softmax() -> None:
+    config = Gemma2Config(**{**TEXT, "head_dim": 8}, layer_types=["full_attention"] * 4)
+    model = Gemma2ForCausalLM(config).eval()
+    model.set_attn_implementation("eager")
+    with attach(model), torch.no_grad(), pytest.raises(ValueError, match="with `softcap`"):
+        model(input_ids=torch.arange(3, 43)[None], past_key_values=MedaCache(config))
+
+
 def test_options_given_twice(llava: Family) -> None:
     with pytest.raises(ValueError, match="either `compression` or its options"):
-        MedaCache(llava.model.config, CompressionConfig(), keep_ratio=0.1)
+        MedaCache(llava.model.config, compression=CompressionConfig(), keep_ratio=0.1)
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -71,6 +143,19 @@ def test_padding_without_mask() -> None:
     input_ids = family.prompts(0, 2)["input_ids"]
     with attach(family.model), pytest.raises(ValueError, match=r"`attention_mask` with padded prompts.*rows \[0\]"):
         family.model(input_ids=input_ids, past_key_values=MedaCache(family.model.config))
+
+
+def test_padding_of_a_single_prompt_without_mask() -> None:
+    model = build_family("llama").model
+    with attach(model), pytest.raises(ValueError, match=r"rows \[0\]"):
+        model(input_ids=torch.tensor([[0, 0, 5, 6, 7]]), past_key_values=MedaCache(model.config))
+
+
+def test_a_token_that_begins_every_prompt_is_not_padding() -> None:
+    model = build_family("llama").model
+    with attach(model), torch.no_grad():
+        output = model(input_ids=torch.tensor([[0, 4, 5], [0, 6, 7]]), past_key_values=MedaCache(model.config))
+    assert output.logits.shape[:2] == (2, 3)
 
 
 def test_mask_of_another_shape(llava: Family) -> None:

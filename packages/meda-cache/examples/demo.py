@@ -26,6 +26,7 @@ from meda_cache import MedaCache, attach
 
 KEEP_RATIOS = (1.0, 0.2, 0.1)
 MAX_NEW_TOKENS = 48
+SHOWN = 5  # answers printed
 
 
 def load_photos(data_dir: str) -> datasets.Dataset:
@@ -41,6 +42,13 @@ def load_photos(data_dir: str) -> datasets.Dataset:
     if not {"image", "label"} <= set(photos.column_names):
         raise ValueError(f"expected the columns 'image' and 'label' in {data_dir}, got {photos.column_names}")
     return photos
+
+
+def check_classes(photos: datasets.Dataset, processor: Any) -> None:
+    """Raises for classes that llava-nano has no word for."""
+    names = getattr(photos.features["label"], "names", sorted(set(map(str, photos["label"][:]))))
+    if unknown := [name for name in names if name not in processor.tokenizer.get_vocab()]:
+        raise ValueError(f"expected photos of the classes of CIFAR-10, which llava-nano knows, got {unknown[:5]}")
 
 
 def answer(model: Any, processor: Any, row: dict[str, Any], keep_ratio: float) -> dict[str, Any]:
@@ -119,6 +127,8 @@ def main() -> None:
     parser.add_argument("--num-questions", type=int, default=120)
     parser.add_argument("--num-images", type=int, default=8)
     args = parser.parse_args()
+    if args.num_questions < 1:
+        sys.exit(f"demo: expected --num-questions of at least 1, got {args.num_questions}")
     path = hf_diorama.model_path("llava-nano")
     processor = AutoProcessor.from_pretrained(path)
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
@@ -127,6 +137,7 @@ def main() -> None:
         sets = {"rendered images": list(hf_diorama.multi_image_questions(args.num_questions, **common))}
         if args.data_dir:
             photos = load_photos(args.data_dir)
+            check_classes(photos, processor)
             sets["real photos"] = list(hf_diorama.multi_image_questions(args.num_questions, photos=photos, **common))
     except (ValueError, OSError) as error:
         sys.exit(f"demo: {error}")
@@ -135,6 +146,7 @@ def main() -> None:
         for title, rows in sets.items():
             result, answers = ask_all(model, processor, rows, title)
             results.append(result)
+            print_answers(result, rows, answers)
             sections.append(demo_html.build_section(result, rows, answers))
     summary = {}
     for result in results:
@@ -147,9 +159,29 @@ def main() -> None:
                 f"{setting['stored_bytes'] / 1024:.0f} KiB a question = {share:.0%}"
             )
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "section.html").write_text(demo_html.INTRODUCTION + "\n".join(sections), encoding="utf-8")
-    (args.out / "result.json").write_text(json.dumps({"summary": summary, "sets": results}, indent=1) + "\n")
+    write(args.out / "section.html", demo_html.INTRODUCTION + "\n".join(sections))
+    write(args.out / "result.json", json.dumps({"summary": summary, "sets": results}, indent=1) + "\n")
     print("\n".join(f"{what}: {value}" for what, value in summary.items()))
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_suffix(".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def print_answers(result: dict[str, Any], rows: list[dict[str, Any]], answers: list[list[dict[str, Any]]]) -> None:
+    """Prints some answers, and what each layer keeps."""
+    for index, row in list(enumerate(rows))[:SHOWN]:
+        given = ", ".join(
+            f"{setting['keep_ratio']}: {one[index]['answer']!r}"
+            for setting, one in zip(result["settings"], answers, strict=True)
+        )
+        print(f"  {row['question']} {row['answer']!r}; with keep_ratio {given}")
+    for setting in result["settings"][1:]:
+        kept = "; ".join(f"{layer['kept_text']:.1f} + {layer['kept_visual']:.1f}" for layer in setting["layers"])
+        print(f"  keep_ratio {setting['keep_ratio']}, text + visual tokens kept by layer: {kept}")
 
 
 if __name__ == "__main__":

@@ -123,10 +123,14 @@ def meda_attention_forward(
     """
     layer = getattr(key, "_meda_layer", None)
     if isinstance(layer, MedaLayer):
+        for name in ("softcap", "s_aux"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"Expected plain softmax attention, got {type(module).__name__} with `{name}`, which the scores "
+                    "of MedaCache do not know yet; use `DynamicCache`."
+                )
         layer.observe(query, key, scaling=kwargs.get("scaling"), attention_mask=attention_mask)
         attention_mask = layer.build_mask(attention_mask, query.shape[2])
-        if attention_mask is not None and attention_mask.shape[1] > 1:
-            attention_mask = attention_mask.repeat_interleave(query.shape[1] // attention_mask.shape[1], dim=1)
         layer.awaits_attention = False
     return get_base_attention(base, module)(module, query, key, value, attention_mask, **kwargs)
 
@@ -147,13 +151,14 @@ def _get_cache(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 def _begin_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     cache, arguments = _get_cache(model, args, kwargs)
     if isinstance(cache, MedaCache):
-        cache.begin_forward(arguments.get("input_ids"), arguments.get("attention_mask"))
+        has_images = any(arguments.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+        cache.begin_forward(arguments.get("input_ids"), arguments.get("attention_mask"), has_images=has_images)
 
 
 def _end_forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     cache, _ = _get_cache(model, args, kwargs)
     if isinstance(cache, MedaCache):
-        cache.end_forward()
+        cache.end_forward(failed=output is None)
 
 
 def _forget(reference: "weakref.ref[PreTrainedModel]") -> None:

@@ -1,5 +1,6 @@
 """The cache: counts tokens as if nothing were evicted, stores only what is kept."""
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -48,9 +49,18 @@ class MedaCache(Cache):
     ```
     """
 
-    def __init__(self, config: PreTrainedConfig, compression: CompressionConfig | None = None, **options: Any):
+    def __init__(self, config: PreTrainedConfig, *, compression: CompressionConfig | None = None, **options: Any):
+        if not isinstance(config, PreTrainedConfig):
+            raise TypeError(
+                f"Expected the configuration of a model, got {type(config).__name__}; pass `model.config`."
+            )
+        if config.is_encoder_decoder:
+            raise ValueError(f"Expected a decoder, got {type(config).__name__} of an encoder-decoder model.")
         if compression is not None and options:
             raise ValueError(f"Expected either `compression` or its options as keywords, got both: {sorted(options)}.")
+        names = [field.name for field in fields(CompressionConfig)]
+        if unknown := sorted(set(options) - set(names)):
+            raise TypeError(f"Expected options of CompressionConfig ({', '.join(names)}), got {', '.join(unknown)}.")
         self.compression = compression if compression is not None else CompressionConfig(**options)
         super().__init__(layers=build_layers(config, lambda: MedaLayer(self.compression)))
         if not self.managed_layers:
@@ -59,26 +69,36 @@ class MedaCache(Cache):
                 "sliding-window and linear layers bound their own memory, use `DynamicCache`."
             )
         self.visual_token_ids = get_visual_token_ids(config)
-        self.pad_token_id: int | None = getattr(config.get_text_config(decoder=True), "pad_token_id", None)
+        pad_token_ids = (getattr(c, "pad_token_id", None) for c in (config, config.get_text_config(decoder=True)))
+        self.pad_token_id = next((token_id for token_id in pad_token_ids if token_id is not None), None)
         self._forget_prompt()
 
     def _forget_prompt(self) -> None:
         self.is_compressed = False
         self.is_attached = False
         self.prompt: Prompt | None = None
-        self._allocations: list[tuple[list[float], list[float], list[int]]] = []
+        self._allocations: list[tuple[list[float | None], list[float], list[int]]] = []
 
     @property
     def managed_layers(self) -> dict[int, MedaLayer]:
         """The layers that are compressed, by their index."""
         return {index: layer for index, layer in enumerate(self.layers) if isinstance(layer, MedaLayer)}
 
-    def begin_forward(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> None:
+    def begin_forward(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, *, has_images: bool = False
+    ) -> None:
         """Tells the cache what the attached model is about to read; called by the hook of [`attach`].
 
         Raises:
-            ValueError: if the prompt comes as embeddings, in several pieces, or with padding but without a mask.
+            RuntimeError: if an earlier forward failed half way.
+            ValueError: if the prompt comes as embeddings, in several pieces, with images but without their tokens, or
+                with padding but without a mask.
         """
+        if len({layer.seq_length for layer in self.managed_layers.values()}) > 1:
+            raise RuntimeError(
+                "Expected layers that have seen the same tokens, but a forward failed half way; call `cache.reset()` "
+                "and read the prompt again."
+            )
         self.is_attached = True
         if self.is_compressed or (self.prompt is not None and input_ids is not None and input_ids.shape[1] == 1):
             return
@@ -86,7 +106,7 @@ class MedaCache(Cache):
             raise ValueError(
                 f"Expected the prompt in one forward, got {self.prompt.seq_length} tokens and now "
                 f"{'embeddings' if input_ids is None else input_ids.shape[1]} more; call `cache.compress()` before a "
-                "further turn, and leave `prefill_chunk_size` unset."
+                "further turn if no token was generated from it yet, and leave `prefill_chunk_size` unset."
             )
         if input_ids is None:
             raise ValueError(
@@ -103,8 +123,15 @@ class MedaCache(Cache):
         empty = (~token_mask.any(dim=-1)).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"Expected at least one token in every prompt, got only padding in rows {empty}.")
-        if attention_mask is None and len(input_ids) > 1 and self.pad_token_id is not None:
-            is_padded = (input_ids[:, 0] == self.pad_token_id) & (input_ids[:, -1] != self.pad_token_id)
+        if has_images and not visual_mask.any():
+            raise ValueError(
+                f"Expected the tokens of the images in `input_ids` (ids {self.visual_token_ids}), got none; make the "
+                "cache from `model.config`, not from its text part."
+            )
+        if attention_mask is None and self.pad_token_id is not None:
+            is_pad = input_ids == self.pad_token_id
+            # One in front may be a token of its own that begins every prompt; two, or one in some rows, are padding.
+            is_padded = is_pad[:, 0] & (is_pad[:, :2].all(dim=-1) | bool((~is_pad[:, 0]).any()))
             padded = is_padded.nonzero().flatten().tolist()
             if padded:
                 raise ValueError(
@@ -115,9 +142,11 @@ class MedaCache(Cache):
         for layer in self.managed_layers.values():
             layer.prompt = self.prompt
 
-    def end_forward(self) -> None:
-        """Tells the cache that the forward of the attached model is over."""
+    def end_forward(self, *, failed: bool = False) -> None:
+        """Tells the cache that the forward of the attached model is over; a prompt that failed is forgotten."""
         self.is_attached = False
+        if failed and self.prompt is not None and not self.is_compressed:
+            self.reset()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -174,7 +203,9 @@ class MedaCache(Cache):
                     stored_bytes=sum(
                         t.numel() * t.element_size() for t in (layer.keys, layer.values) if t is not None
                     ),
+                    allocated_bytes=layer.count_allocated_bytes(),
                     entropy=[entropies[number] for entropies, _, _ in self._allocations],
+                    entropy_kind=layer.entropy_kinds,
                     weight=[weights[number] for _, weights, _ in self._allocations],
                     budget=[budgets[number] for _, _, budgets in self._allocations],
                     kept_text=kept_text,
@@ -192,11 +223,10 @@ class MedaCache(Cache):
             visual = (visual_mask & token_mask).sum(dim=-1)
             return (token_mask.sum(dim=-1) - visual).float().tolist(), visual.float().tolist()
         positions = layer.positions.long()
-        of_prompt = (positions >= 0) & (positions < self.prompt.seq_length)
+        is_kept = positions >= 0
         is_visual = visual_mask.to(positions.device)[:, None].expand(-1, positions.shape[1], -1)
-        is_visual = is_visual.gather(-1, positions.clamp(0, self.prompt.seq_length - 1)) & of_prompt
-        kept_visual = is_visual.sum(dim=-1).float()
-        return (of_prompt.sum(dim=-1) - kept_visual).mean(dim=-1).tolist(), kept_visual.mean(dim=-1).tolist()
+        kept_visual = (is_visual.gather(-1, positions.clamp(min=0)) & is_kept).sum(dim=-1).float()
+        return (is_kept.sum(dim=-1) - kept_visual).mean(dim=-1).tolist(), kept_visual.mean(dim=-1).tolist()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last `-tokens_to_remove` tokens, all of which must have come after the compression.

@@ -81,6 +81,11 @@ class CompressionConfig:
     merge: Merge = "average"
 
     def __post_init__(self) -> None:
+        for name in ("keep_ratio", "recent_fraction", "temperature"):
+            if not isinstance(getattr(self, name), (int, float)):
+                raise TypeError(f"Expected a number for `{name}`, got {getattr(self, name)!r}.")
+        if not isinstance(self.num_sinks, int):
+            raise TypeError(f"Expected an integer for `num_sinks`, got {self.num_sinks!r}.")
         if not 0 < self.keep_ratio <= 1:
             raise ValueError(
                 f"Expected `keep_ratio` in (0, 1], the share of tokens that is kept, got {self.keep_ratio}."
@@ -108,10 +113,11 @@ class CompressionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptStatistics:
-    """What one layer saw of one prompt: `key_mass` `(num_key_value_heads, seq_len)` and its entropy in nats."""
+    """What one layer saw of one prompt: `key_mass` `(num_key_value_heads, seq_len)`, its entropy in nats and which."""
 
     key_mass: Tensor
-    entropy: float
+    entropy: float | None
+    entropy_kind: Entropy | None
 
 
 def observe_prompt(
@@ -127,8 +133,10 @@ def observe_prompt(
     mass = key_mass(query_states, key_states, scaling=scaling, visible=visible)
     num_visual = int(visual_mask.sum())
     if config.allocation == "uniform":
-        return PromptStatistics(key_mass=mass, entropy=math.nan)
+        return PromptStatistics(key_mass=mass, entropy=None, entropy_kind=None)
+    kind: Entropy = "full"
     if config.entropy == "cross" and 0 < num_visual < len(visual_mask):
+        kind = "cross"
         entropy = cross_modal_entropy(
             query_states,
             key_states,
@@ -147,16 +155,21 @@ def observe_prompt(
             head_reduction=config.head_reduction,
             normalize=config.normalize,
         )
-    return PromptStatistics(key_mass=mass, entropy=float(entropy))
+    return PromptStatistics(key_mass=mass, entropy=float(entropy), entropy_kind=kind)
 
 
 def allocate_prompt(
-    entropies: Sequence[float], seq_len: int, config: CompressionConfig
+    entropies: Sequence[float | None], seq_len: int, config: CompressionConfig
 ) -> tuple[list[float], list[int]]:
     """Returns the weight and the budget of every layer for a prompt of `seq_len` tokens."""
-    entropy = torch.tensor(entropies, dtype=torch.float64)
+    entropy = torch.tensor([math.nan if value is None else value for value in entropies], dtype=torch.float64)
     if callable(config.allocation):
         weights = config.allocation(entropy).to("cpu", torch.float64)
+        if weights.shape != entropy.shape:
+            raise ValueError(
+                f"Expected `allocation` to return one weight for each of the {len(entropies)} layers, got shape "
+                f"{tuple(weights.shape)}."
+            )
     elif config.allocation == "uniform":
         weights = torch.ones_like(entropy)
     else:
@@ -177,7 +190,12 @@ def compress_prompt(
     """Returns keys, values and kept positions of one layer of one prompt; shapes as in [`merge_tokens`]."""
     scores = statistics.key_mass
     if callable(config.score):
-        scores = config.score(scores, visual_mask)
+        scores = config.score(statistics.key_mass, visual_mask)
+        if scores.shape != statistics.key_mass.shape or bool(scores.isnan().any()):
+            raise ValueError(
+                f"Expected `score` to return numbers of shape {tuple(statistics.key_mass.shape)}, got "
+                f"{'NaN' if scores.shape == statistics.key_mass.shape else f'shape {tuple(scores.shape)}'}."
+            )
     elif config.score == "mean":
         scores = scores / torch.arange(scores.shape[-1], 0, -1, device=scores.device)
     num_sinks = min(config.num_sinks, budget)

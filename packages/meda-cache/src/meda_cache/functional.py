@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-TILE_ELEMENTS = 2**22
-"""Number of attention scores held at once: 16 MiB in float32."""
+TILE_ELEMENTS = 2**18
+"""Number of attention scores held at once: 1 MiB in float32, which stays in the processor's cache."""
 
 
 def cross_modal_entropy(
@@ -127,7 +127,7 @@ def attention_entropy(
     positions = torch.arange(seq_len, device=query_states.device)
     total = query_states.new_zeros((), dtype=torch.float32)
     for _, probs, num_visible in _iter_attention(
-        query_states, key_states, positions, positions, scaling, causal=True, visible=visible
+        query_states, key_states, positions, positions, scaling, causal=visible is None, visible=visible
     ):
         total = total + _row_entropy(probs, num_visible, head_reduction, normalize).sum()
     return total / seq_len
@@ -168,9 +168,9 @@ def key_mass(
     positions = torch.arange(seq_len, device=key_states.device)
     mass = key_states.new_zeros(num_key_value_heads, seq_len, dtype=torch.float32)
     for _, probs, _ in _iter_attention(
-        query_states, key_states, positions, positions, scaling, causal=True, visible=visible
+        query_states, key_states, positions, positions, scaling, causal=visible is None, visible=visible
     ):
-        mass += probs.sum(dim=(1, 2))
+        mass[:, : probs.shape[-1]] += probs.sum(dim=(1, 2))
     return mass
 
 
@@ -373,7 +373,10 @@ def _iter_attention(
     causal: bool,
     visible: Tensor | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields tiles of rows: their indices, their attention `(H_kv, G, rows, keys)`, and the number of visible keys."""
+    """Yields tiles of rows: their indices, their attention `(H_kv, G, rows, keys)`, and the number of visible keys.
+
+    Positions ascend. A causal tile ends at the last key that one of its rows sees.
+    """
     num_heads, _, head_dim = query_states.shape
     num_key_value_heads, num_keys, _ = key_states.shape
     groups = num_heads // num_key_value_heads
@@ -382,17 +385,24 @@ def _iter_attention(
     for rows in torch.arange(query_states.shape[1], device=query_states.device).split(
         max(1, TILE_ELEMENTS // (num_heads * num_keys))
     ):
+        allowed = None
+        if causal:
+            allowed = key_positions <= query_positions[rows, None]
+            allowed = allowed[:, : int(allowed[-1].sum())]
+        elif visible is not None:
+            allowed = visible[rows]
+        width = num_keys if allowed is None else allowed.shape[1]
         queries = query_states[:, rows].float().reshape(num_key_value_heads, groups * len(rows), head_dim)
-        scores = (torch.matmul(queries, keys) * scaling).reshape(num_key_value_heads, groups, len(rows), num_keys)
-        if visible is not None or causal:
-            allowed = visible[rows] if visible is not None else key_positions <= query_positions[rows, None]
+        scores = torch.matmul(queries * scaling, keys[:, :, :width])
+        scores = scores.reshape(num_key_value_heads, groups, len(rows), width)
+        num_visible = torch.full_like(rows, num_keys)
+        if allowed is not None:
             num_visible = allowed.sum(dim=-1)
-            scores = scores.masked_fill(~allowed, -torch.inf)
-            probs = scores.softmax(dim=-1).masked_fill(~allowed, 0.0)  # a row without any visible key is all zero
+            hidden = ~allowed
+            scores = scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)  # a row may see nothing at all
+            yield rows, scores.softmax(dim=-1).masked_fill_(hidden, 0.0), num_visible
         else:
-            num_visible = torch.full_like(rows, num_keys)
-            probs = scores.softmax(dim=-1)
-        yield rows, probs, num_visible
+            yield rows, scores.softmax(dim=-1), num_visible
 
 
 def _row_entropy(probs: Tensor, num_visible: Tensor, head_reduction: str, normalize: bool) -> Tensor:

@@ -35,9 +35,10 @@ class Prompt:
 class MedaLayer(DynamicLayer):
     """Keys and values of one full-attention layer, with the original position of every stored slot.
 
-    `keys` and `values` have shape `(batch_size, num_key_value_heads, physical_length, head_dim)`; `positions`, once
-    the prompt is compressed, has the shape of their first three axes and is -1 where a slot is empty because another
-    prompt of the batch keeps more. Slots are in ascending order of position, empty ones first.
+    `keys` and `values` have shape `(batch_size, num_key_value_heads, physical_length, head_dim)`. Once the prompt is
+    compressed, `positions` of shape `(batch_size, num_key_value_heads, num_kept)` says where the first slots stood in
+    it, in ascending order; the other slots are the tokens that came later. A prompt that keeps less than another one
+    of the batch has empty slots in front, with position -1.
     """
 
     keys: Any  # a tensor once a token has come
@@ -57,9 +58,10 @@ class MedaLayer(DynamicLayer):
         self.has_empty_slots = False
         self.prompt: Prompt | None = None
         self.statistics: list[PromptStatistics] = []
+        self.entropy_kinds: list[str | None] = []
         self.awaits_attention = False
-        self._key_buffer: Tensor | None = None
-        self._value_buffer: Tensor | None = None
+        self._key_buffer: Any = None
+        self._value_buffer: Any = None
 
     @property
     def physical_length(self) -> int:
@@ -83,9 +85,6 @@ class MedaLayer(DynamicLayer):
             self.keys, self.values = key_states.contiguous(), value_states.contiguous()
         else:
             self._append(key_states, value_states)
-        if self.positions is not None:
-            new = torch.arange(self.seq_length, self.seq_length + num_new, device=self.positions.device)
-            self.positions = torch.cat([self.positions, new.int().expand(*self.positions.shape[:2], -1)], dim=-1)
         self.seq_length += num_new
         self.awaits_attention = True
         keys: Any = self.keys.view_as(self.keys)
@@ -95,7 +94,9 @@ class MedaLayer(DynamicLayer):
     def _append(self, key_states: Tensor, value_states: Tensor) -> None:
         """Writes behind the stored slots in place; a full buffer is replaced by one with an eighth to spare."""
         length, needed = self.physical_length, self.physical_length + key_states.shape[-2]
-        if self._key_buffer is None or self._value_buffer is None or self._key_buffer.shape[-2] < needed:
+        buffer = self._key_buffer
+        is_frozen = buffer is not None and buffer.is_inference() and not torch.is_inference_mode_enabled()
+        if buffer is None or buffer.shape[-2] < needed or is_frozen:
             capacity = needed + min(256, max(16, needed // 8))
             self._key_buffer = self.keys.new_empty(*self.keys.shape[:2], capacity, self.keys.shape[-1])
             self._value_buffer = self.values.new_empty(*self.values.shape[:2], capacity, self.values.shape[-1])
@@ -104,6 +105,11 @@ class MedaLayer(DynamicLayer):
         self._key_buffer[:, :, length:needed] = key_states
         self._value_buffer[:, :, length:needed] = value_states
         self.keys, self.values = self._key_buffer[:, :, :needed], self._value_buffer[:, :, :needed]
+
+    def count_allocated_bytes(self) -> int:
+        """Returns the bytes of keys, values and positions, spare slots included."""
+        tensors = [tensor for tensor in (self.keys, self.values, self.positions) if tensor is not None]
+        return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
     def observe(
         self, query_states: Tensor, key_states: Tensor, *, scaling: float | None, attention_mask: Tensor | None
@@ -140,6 +146,7 @@ class MedaLayer(DynamicLayer):
                 self.config,
             )
             rows.append((keys, values, index[kept].int()))
+        self.entropy_kinds = [statistics.entropy_kind for statistics in self.statistics]
         length = max(budgets)
         self.has_empty_slots = min(budgets) < length
         self.keys = torch.stack([_pad_left(keys, length, 0) for keys, _, _ in rows])
@@ -151,29 +158,31 @@ class MedaLayer(DynamicLayer):
     def build_mask(self, attention_mask: Tensor | None, query_length: int) -> Tensor | None:
         """Returns the mask of this layer's slots, from the one that the model made for an uncompressed cache.
 
+        Kept tokens of the prompt are never padding and come before all queries: what was said of them when the prompt
+        was compressed holds on, and only the columns of later tokens are taken from `attention_mask`.
+
         Args:
             attention_mask (`torch.Tensor` of shape `(batch_size, 1, query_length, seq_length)`, *optional*):
                 Boolean (sdpa) or additive (eager).
             query_length (`int`): number of new tokens.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_key_value_heads, query_length, physical_length)` of the same
-            kind, or None if every query sees every slot.
+            `torch.Tensor` of shape `(batch_size, 1, query_length, physical_length)` of the same kind, or None if every
+            query sees every slot.
         """
-        if self.positions is None:
+        if self.positions is None or (attention_mask is None and query_length == 1 and not self.has_empty_slots):
             return attention_mask
-        if attention_mask is None and query_length == 1 and not self.has_empty_slots:
-            return None
-        positions = self.positions[:, :, None].expand(-1, -1, query_length, -1).long()  # (B, H, Q, L)
+        is_kept = self.positions[:, :1, None] >= 0  # (B, 1, 1, K): all heads of a prompt keep as many
+        is_kept = is_kept.expand(-1, -1, query_length, -1)
+        num_new = self.physical_length - self.positions.shape[-1]
         if attention_mask is None:
-            newest = torch.arange(self.seq_length - query_length, self.seq_length, device=positions.device)
-            return (positions >= 0) & (positions <= newest[:, None])
-        mask = attention_mask.expand(positions.shape[0], positions.shape[1], -1, -1)
-        mask = mask.gather(-1, positions.clamp(min=0))
-        if mask.dtype == torch.bool:
-            mask = mask & (positions >= 0)
-            return None if query_length == 1 and bool(mask.all()) else mask
-        return mask.masked_fill(positions < 0, torch.finfo(mask.dtype).min)
+            new = is_kept.new_ones(query_length, num_new).tril(num_new - query_length)
+            return torch.cat([is_kept, new.expand(len(is_kept), 1, -1, -1)], dim=-1)
+        new = attention_mask[..., attention_mask.shape[-1] - num_new :].expand(len(is_kept), 1, -1, -1)
+        if attention_mask.dtype == torch.bool:
+            return torch.cat([is_kept, new], dim=-1)
+        lowest = torch.finfo(attention_mask.dtype).min
+        return torch.cat([torch.zeros_like(is_kept, dtype=new.dtype).masked_fill(~is_kept, lowest), new], dim=-1)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last `-tokens_to_remove` tokens; only tokens that came after the compression can be removed."""
@@ -183,8 +192,6 @@ class MedaLayer(DynamicLayer):
             return
         length = self.physical_length + tokens_to_remove
         self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
-        if self.positions is not None:
-            self.positions = self.positions[:, :, :length]
         self.seq_length += tokens_to_remove
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -207,6 +214,8 @@ class MedaLayer(DynamicLayer):
                 self.positions = self.positions[indices]
             if self.statistics:
                 self.statistics = [self.statistics[row] for row in indices.tolist()]
+            if self.entropy_kinds:
+                self.entropy_kinds = [self.entropy_kinds[row] for row in indices.tolist()]
 
 
 def _iter_tokens(prompt: Prompt, device: torch.device) -> Iterator[Tensor]:

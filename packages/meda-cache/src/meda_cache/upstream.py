@@ -47,12 +47,13 @@ def register_attention(name: str, base: str, function: AttentionFunction) -> Non
 
 
 def get_base_attention(base: str, module: nn.Module) -> AttentionFunction:
-    """Returns transformers' own attention function; `eager` is a function of the model's own file."""
-    function: AttentionFunction
-    if base == "eager":
-        function = sys.modules[type(module).__module__].eager_attention_forward
-    else:
-        function = ALL_ATTENTION_FUNCTIONS[base]
+    """Returns transformers' own attention function; `eager` is a function of the file of the attention class."""
+    function: AttentionFunction | None = ALL_ATTENTION_FUNCTIONS.get(base)
+    for kind in type(module).__mro__:
+        if function is None:
+            function = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
+    if function is None:
+        raise ValueError(f"Expected `eager_attention_forward` beside {type(module).__name__}; use sdpa attention.")
     return function
 
 
