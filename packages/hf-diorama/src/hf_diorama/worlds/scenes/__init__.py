@@ -1,0 +1,126 @@
+"""World `scenes`: small renderers with full annotations over shared primitives, one module a topic."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+
+from hf_diorama.worlds.base import RowKey, World
+from hf_diorama.worlds.scenes.objects import MAX_OBJECTS, render_objects
+from hf_diorama.worlds.scenes.palette import COLORS
+from hf_diorama.worlds.scenes.shapes import SHAPES
+from hf_diorama.worlds.scenes.surfaces import BACKGROUNDS, TEXTURES
+
+__all__ = ["COLORS", "SCENES", "SHAPES", "TEXTURES", "TOPICS"]
+
+TOPICS: Mapping[str, Callable[..., dict[str, Any]]] = {"objects": render_objects}
+"""Name of a topic -> its renderer. A new topic is a module with one such function, and a line here."""
+
+SCENE_TYPES = (*BACKGROUNDS, "photo")
+
+
+def _features(**options: Any) -> datasets.Features:
+    """Returns the row that all topics share; what a topic does not have is empty."""
+    del options  # every topic and option has the same row
+    string, number = datasets.Value("string"), datasets.Value("float32")
+    box = datasets.List(datasets.Value("int32"), length=4)
+    return datasets.Features(
+        {
+            "image": datasets.Image(),
+            "mask": datasets.Image(),
+            "topic": string,
+            "scene_type": string,
+            "objects": datasets.List(
+                {
+                    "category": string,
+                    "subcategory": string,
+                    "color_srgb": datasets.List(datasets.Value("uint8"), length=3),
+                    "color_lab": datasets.List(number, length=3),
+                    "color_name": string,
+                    "texture": string,
+                    "size": number,
+                    "position": datasets.List(number),
+                    "distance": number,
+                    "azimuth": number,
+                    "bbox": box,
+                    "occlusion": number,
+                }
+            ),
+            "texts": datasets.List({"string": string, "bbox": box}),
+            "figures": datasets.List({"action": string, "bbox": box}),
+            "faces": datasets.List({"emotion": string, "smile": number, "brow": number, "bbox": box}),
+            "states": datasets.List(string),
+            "quality": datasets.List(
+                {"blur_sigma": number, "noise_sigma": number, "jpeg_quality": number, "exposure": number}
+            ),
+            "group_id": string,
+            "time_step": datasets.Value("int32"),
+        }
+    )
+
+
+def _check_count(num_objects: int | Sequence[int]) -> None:
+    bounds = [num_objects, num_objects] if isinstance(num_objects, int) else list(num_objects)
+    if (
+        len(bounds) != 2
+        or not all(isinstance(bound, int) for bound in bounds)
+        or not 1 <= bounds[0] <= bounds[1] <= MAX_OBJECTS
+    ):
+        raise ValueError(
+            f"`num_objects` must be an integer, or its smallest and largest value, within 1..{MAX_OBJECTS}; "
+            f"got {num_objects!r}."
+        )
+
+
+def _check_pinned(pinned: Sequence[tuple[str, str]]) -> None:
+    if not 1 <= len(pinned) <= MAX_OBJECTS:
+        raise ValueError(f"`pinned` must hold 1..{MAX_OBJECTS} (color, category) pairs, got {len(pinned)}.")
+    for color, category in pinned:
+        if color not in COLORS:
+            raise ValueError(f"Unknown color {color!r} in `pinned`; choose from {list(COLORS)}.")
+        if category not in SHAPES:
+            raise ValueError(f"Unknown category {category!r} in `pinned`; choose from {list(SHAPES)}.")
+
+
+def _render(
+    key: RowKey,
+    image_size: int,
+    *,
+    topic: str = "objects",
+    num_objects: int | Sequence[int] = (1, MAX_OBJECTS),
+    pinned: Sequence[tuple[str, str]] | None = None,
+    photos: Sequence[Any] | None = None,
+    photo_ratio: float = 0.5,
+) -> dict[str, Any]:
+    """Returns one row of the topic."""
+    if topic not in TOPICS:
+        raise ValueError(f"Unknown topic {topic!r} of world 'scenes'; choose from {list(TOPICS)}.")
+    _check_count(num_objects)
+    if pinned is not None:
+        _check_pinned(pinned)
+    if photos is not None and len(photos) == 0:
+        raise ValueError("`photos` is empty; pass at least one photo, or None for rendered backgrounds only.")
+    if not 0 <= photo_ratio <= 1:
+        raise ValueError(f"`photo_ratio` must be in [0, 1], got {photo_ratio}.")
+    row = TOPICS[topic](
+        key, image_size, num_objects=num_objects, pinned=pinned, photos=photos, photo_ratio=photo_ratio
+    )
+    absent: dict[str, list[Any]] = {"texts": [], "figures": [], "faces": [], "states": [], "quality": []}
+    group_id = f"{key.split}-{key.seed}-{key.index}"
+    return {**row, **absent, "topic": topic, "group_id": group_id, "time_step": 0}
+
+
+SCENES = World(
+    name="scenes",
+    version=1,
+    image_size=128,
+    options={
+        "topic": "objects",
+        "num_objects": (1, MAX_OBJECTS),
+        "pinned": None,
+        "photos": None,
+        "photo_ratio": 0.5,
+    },
+    features=_features,
+    render=_render,
+)

@@ -1,0 +1,85 @@
+"""Spec section 5: real images under the column names of the worlds."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+import hf_diorama as dio
+
+
+def write_cifar(folder: Path, image: str = "image", label: str = "label") -> None:
+    folder.mkdir(exist_ok=True)
+    features = datasets.Features({image: datasets.Image(), label: datasets.Value("int64")})
+    for split, count in (("train", 4), ("test", 2)):
+        images = [Image.new("RGB", (32, 32), (40 * i, 0, 0)) for i in range(count)]
+        rows = {image: images, label: list(range(count))}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+
+
+def test_digits_come_with_scikit_learn() -> None:
+    pytest.importorskip("sklearn")
+    train, test = dio.load("digits"), dio.load("digits", "test")
+    assert len(train) + len(test) == 1_797
+    assert train.features == test.features
+    assert train.column_names == ["image", "label"]
+    assert train.features["label"].names == [str(digit) for digit in range(10)]
+    assert train[0]["image"].size == (8, 8)
+    assert np.asarray(train[0]["image"]).max() == 239  # 15 of 16 levels, the darkest pixel of the first scan
+
+
+def test_cifar10_from_a_folder(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "data", "img")
+    ds = dio.load("cifar10", "test", data_dir=str(tmp_path / "data"))
+    assert ds.column_names == ["image", "label"]
+    assert ds.features["label"].int2str(0) == "airplane"
+    assert ds[1]["image"].getpixel((0, 0)) == (40, 0, 0)
+    assert len(dio.load("cifar10", data_dir=str(tmp_path / "data"))) == 4
+
+
+def test_folder_of_images(tmp_path: Path) -> None:
+    for label in ("ant", "bee"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        Image.new("RGB", (9, 7)).save(tmp_path / "photos" / label / "1.png")
+    ds = dio.load("folder", data_dir=str(tmp_path / "photos"))
+    assert ds.column_names == ["image", "label"]
+    assert ds.features["label"].names == ["ant", "bee"]
+    assert ds[0]["image"].size == (9, 7)
+
+
+def test_columns_that_are_missing_are_named(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "data", label="kind")
+    with pytest.raises(ValueError, match="'label' or 'labels' or 'fine_label', found image, kind"):
+        dio.load("cifar10", data_dir=str(tmp_path / "data"))
+
+
+def test_folder_without_classes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (9, 7)).save(tmp_path / "flat" / name)
+    with pytest.raises(ValueError, match="'label'"):
+        dio.load("folder", data_dir=str(tmp_path / "flat"))
+
+
+def test_bad_input_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="train, test, got 'heldout'"):
+        dio.load("digits", "heldout")
+    with pytest.raises(ValueError, match="takes no `data_dir`"):
+        dio.load("digits", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"got \['seed', 'habitat_bias'\]"):
+        dio.load("digits", seed=3, habitat_bias=0.1)
+    with pytest.raises(ValueError, match="existing folder"):
+        dio.load("cifar10", data_dir=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="Parquet files"):
+        dio.load("cifar10", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="image"):
+        dio.load("folder", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="needs `data_dir`"):
+        dio.load("folder")
+    with pytest.raises(ValueError, match="`data_dir` is for real images"):
+        dio.load("creatures", n=1, data_dir=str(tmp_path))
+    write_cifar(tmp_path / "data")
+    with pytest.raises(ValueError, match="splits train, test, got 'validation'"):
+        dio.load("cifar10", "validation", data_dir=str(tmp_path / "data"))
