@@ -84,7 +84,7 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
                 ours, theirs = (1e3 * np.array(samples[name]) / TOKENS for name in ("ours", "peer"))
                 low = 1e3 * np.array(harness.time_rounds(case, (floor, floor), **rounds)["ours"]) / TOKENS
                 ratios = np.quantile(theirs / ours, [0.25, 0.5, 0.75])
-                prefill = [time_prefill(model, prompt, ratio) for _ in range(1 if quick else 3)]
+                prefill = [time_prefill(model, prompt, ratio) for _ in range(1 if quick or context > 2048 else 3)]
                 rows.append(
                     {
                         "context": context,

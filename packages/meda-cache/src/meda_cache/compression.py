@@ -10,9 +10,8 @@ from torch import Tensor
 
 from meda_cache.functional import (
     allocate_budgets,
-    attention_entropy,
+    attention_statistics,
     cross_modal_entropy,
-    key_mass,
     merge_tokens,
     select_tokens,
 )
@@ -130,13 +129,19 @@ def observe_prompt(
     visible: Tensor | None,
 ) -> PromptStatistics:
     """Returns the statistics of one layer for one prompt without padding; shapes as in [`cross_modal_entropy`]."""
-    mass = key_mass(query_states, key_states, scaling=scaling, visible=visible)
-    num_visual = int(visual_mask.sum())
-    if config.allocation == "uniform":
-        return PromptStatistics(key_mass=mass, entropy=None, entropy_kind=None)
-    kind: Entropy = "full"
-    if config.entropy == "cross" and 0 < num_visual < len(visual_mask):
-        kind = "cross"
+    kind: Entropy | None = None
+    if config.allocation != "uniform":
+        has_both = 0 < int(visual_mask.sum()) < len(visual_mask)
+        kind = "cross" if config.entropy == "cross" and has_both else "full"
+    mass, entropy = attention_statistics(
+        query_states,
+        key_states,
+        scaling=scaling,
+        visible=visible,
+        head_reduction=config.head_reduction if kind == "full" else None,
+        normalize=config.normalize,
+    )
+    if kind == "cross":
         entropy = cross_modal_entropy(
             query_states,
             key_states,
@@ -146,16 +151,7 @@ def observe_prompt(
             causal=config.causal,
             normalize=config.normalize,
         )
-    else:
-        entropy = attention_entropy(
-            query_states,
-            key_states,
-            scaling=scaling,
-            visible=visible,
-            head_reduction=config.head_reduction,
-            normalize=config.normalize,
-        )
-    return PromptStatistics(key_mass=mass, entropy=float(entropy), entropy_kind=kind)
+    return PromptStatistics(key_mass=mass, entropy=float(entropy) if kind is not None else None, entropy_kind=kind)
 
 
 def allocate_prompt(

@@ -123,14 +123,14 @@ def attention_entropy(
 
     ```
     """
-    seq_len = query_states.shape[1]
-    positions = torch.arange(seq_len, device=query_states.device)
-    total = query_states.new_zeros((), dtype=torch.float32)
-    for _, probs, num_visible in _iter_attention(
-        query_states, key_states, positions, positions, scaling, causal=visible is None, visible=visible
-    ):
-        total = total + _row_entropy(probs, num_visible, head_reduction, normalize).sum()
-    return total / seq_len
+    return attention_statistics(
+        query_states,
+        key_states,
+        scaling=scaling,
+        visible=visible,
+        head_reduction=head_reduction,
+        normalize=normalize,
+    )[1]
 
 
 def key_mass(
@@ -164,14 +164,30 @@ def key_mass(
 
     ```
     """
+    return attention_statistics(query_states, key_states, scaling=scaling, visible=visible, head_reduction=None)[0]
+
+
+def attention_statistics(
+    query_states: Tensor,
+    key_states: Tensor,
+    *,
+    scaling: float | None = None,
+    visible: Tensor | None = None,
+    head_reduction: Literal["mean_attention", "mean_entropy"] | None = "mean_attention",
+    normalize: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Returns [`key_mass`] and [`attention_entropy`] from one pass; the latter is 0 if `head_reduction` is None."""
     num_key_value_heads, seq_len, _ = key_states.shape
     positions = torch.arange(seq_len, device=key_states.device)
     mass = key_states.new_zeros(num_key_value_heads, seq_len, dtype=torch.float32)
-    for _, probs, _ in _iter_attention(
+    total = mass.new_zeros(())
+    for _, probs, num_visible in _iter_attention(
         query_states, key_states, positions, positions, scaling, causal=visible is None, visible=visible
     ):
         mass[:, : probs.shape[-1]] += probs.sum(dim=(1, 2))
-    return mass
+        if head_reduction is not None:
+            total = total + _row_entropy(probs, num_visible, head_reduction, normalize).sum()
+    return mass, total / seq_len
 
 
 def allocate_budgets(weights: Tensor, total: int, *, minimum: int = 1, maximum: int) -> list[int]:
