@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-DISTRIBUTIONS = ["accelerate", "datasets", "hf-diorama", "meda-cache", "numpy", "pillow", "torch", "transformers"]
+LIBRARIES = ["accelerate", "datasets", "evaluate", "numpy", "peft", "pillow", "torch", "transformers", "triton"]
+DISTRIBUTIONS = sorted([*LIBRARIES, *(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))])
 Row = dict[str, Any]
 
 

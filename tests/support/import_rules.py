@@ -10,8 +10,15 @@ from support.packages import Package
 
 # What a package may require at most. A new row is a decision about the design, not a formality.
 ALLOWED_REQUIREMENTS = {
+    "finer-cam": {"torch", "transformers", "PIL"},
+    "hf-ava-bench": {"datasets", "evaluate", "PIL", "numpy"},
+    "hf-compbench": {"datasets", "evaluate", "PIL", "numpy"},
     "hf-diorama": {"numpy", "PIL", "datasets"},
     "meda-cache": {"torch", "transformers"},
+    "partial-tune": {"torch", "numpy", "safetensors"},
+    "peft-ensemble": {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors"},
+    "prompt-cam": {"torch", "transformers", "safetensors", "huggingface_hub"},
+    "taxaclip": {"torch", "transformers", "safetensors", "huggingface_hub", "numpy", "pyarrow", "PIL"},
 }
 # The only imports from one package of this repository into another, through the extra `mini`.
 ALLOWED_EDGES = {("hf-ava-bench", "hf_diorama"), ("hf-compbench", "hf_diorama")}
