@@ -203,7 +203,7 @@ def test_rows_round_trip_through_parquet(tmp_path, rows):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"topic": "depth"}, r"Unknown topic 'depth'.*'objects'"),
+        ({"topic": "deep"}, r"Unknown topic 'deep'.*'objects'"),
         ({"num_objects": 10}, r"within 1\.\.9.*got 10"),
         ({"num_objects": (3, 2)}, r"within 1\.\.9.*got \(3, 2\)"),
         ({"num_objects": "many"}, r"`num_objects` must be"),

@@ -13,14 +13,20 @@ from hf_diorama.worlds.scenes.surfaces import BACKGROUNDS, TEXTURES
 
 __all__ = ["COLORS", "SCENES", "SHAPES", "TEXTURES", "TOPICS"]
 
-TOPICS: Mapping[str, Callable[..., dict[str, Any]]] = {"objects": render_objects}
-"""Name of a topic -> its renderer. A new topic is a module with one such function, and a line here."""
+TOPICS: Mapping[str, Callable[..., dict[str, Any]]] = {
+    "objects": render_objects,
+}
+"""Name of a topic -> its renderer `(RowKey, image_size, *, photos, photo_ratio) -> row`.
+
+A new topic is a module with one such function, and a line here. A renderer returns `image`, `mask` and the columns
+that it has; `photos` are for its background, and a topic whose background means something leaves them out.
+"""
 
 SCENE_TYPES = (*BACKGROUNDS, "photo")
 
 
 def _features(**options: Any) -> datasets.Features:
-    """Returns the row that all topics share; what a topic does not have is empty."""
+    """Returns the row that all topics share; what a topic does not have is empty or None."""
     del options  # every topic and option has the same row
     string, number = datasets.Value("string"), datasets.Value("float32")
     box = datasets.List(datasets.Value("int32"), length=4)
@@ -93,8 +99,12 @@ def _render(
     photo_ratio: float = 0.5,
 ) -> dict[str, Any]:
     """Returns one row of the topic."""
-    if topic not in TOPICS:
-        raise ValueError(f"Unknown topic {topic!r} of world 'scenes'; choose from {list(TOPICS)}.")
+    if topic not in (*TOPICS, "mixed"):
+        raise ValueError(f"Unknown topic {topic!r} of world 'scenes'; choose from {[*TOPICS, 'mixed']}.")
+    if topic == "mixed":
+        topic = key.draws("topic").choice(tuple(TOPICS))
+    elif topic != "objects" and (pinned is not None or num_objects != SCENES.options["num_objects"]):
+        raise ValueError(f"`num_objects` and `pinned` are for topic 'objects', got them with topic {topic!r}.")
     _check_count(num_objects)
     if pinned is not None:
         _check_pinned(pinned)
@@ -102,12 +112,11 @@ def _render(
         raise ValueError("`photos` is empty; pass at least one photo, or None for rendered backgrounds only.")
     if not 0 <= photo_ratio <= 1:
         raise ValueError(f"`photo_ratio` must be in [0, 1], got {photo_ratio}.")
-    row = TOPICS[topic](
-        key, image_size, num_objects=num_objects, pinned=pinned, photos=photos, photo_ratio=photo_ratio
-    )
-    absent: dict[str, list[Any]] = {"texts": [], "figures": [], "faces": [], "states": [], "quality": []}
-    group_id = f"{key.split}-{key.seed}-{key.index}"
-    return {**row, **absent, "topic": topic, "group_id": group_id, "time_step": 0}
+    of_objects = {"num_objects": num_objects, "pinned": pinned} if topic == "objects" else {}
+    row = TOPICS[topic](key, image_size, photos=photos, photo_ratio=photo_ratio, **of_objects)
+    absent: dict[str, Any] = {name: [] for name in ("objects", "texts", "figures", "faces", "states", "quality")}
+    absent |= {"scene_type": "", "group_id": f"{key.split}-{key.seed}-{key.index}", "time_step": 0}
+    return {**absent, **row, "topic": topic}
 
 
 SCENES = World(
