@@ -6,21 +6,51 @@ from typing import Any
 import datasets
 
 from hf_diorama.worlds.base import RowKey, World
+from hf_diorama.worlds.scenes.action import render_action
+from hf_diorama.worlds.scenes.color import render_color
+from hf_diorama.worlds.scenes.counting import render_counting
+from hf_diorama.worlds.scenes.depth import render_depth
+from hf_diorama.worlds.scenes.emotion import render_emotion
+from hf_diorama.worlds.scenes.fine_grained import render_fine_grained
+from hf_diorama.worlds.scenes.localization import render_localization
 from hf_diorama.worlds.scenes.objects import MAX_OBJECTS, render_objects
+from hf_diorama.worlds.scenes.ocr import render_ocr
+from hf_diorama.worlds.scenes.orientation import render_orientation
 from hf_diorama.worlds.scenes.palette import COLORS
+from hf_diorama.worlds.scenes.recognition import render_recognition
+from hf_diorama.worlds.scenes.scene import render_scene
 from hf_diorama.worlds.scenes.shapes import SHAPES
+from hf_diorama.worlds.scenes.spatial import render_spatial
 from hf_diorama.worlds.scenes.surfaces import BACKGROUNDS, TEXTURES
+from hf_diorama.worlds.scenes.texture import render_texture
 
 __all__ = ["COLORS", "SCENES", "SHAPES", "TEXTURES", "TOPICS"]
 
 TOPICS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "objects": render_objects,
+    "localization": render_localization,
+    "counting": render_counting,
+    "spatial": render_spatial,
+    "orientation": render_orientation,
+    "color": render_color,
+    "texture": render_texture,
+    "emotion": render_emotion,
+    "depth": render_depth,
+    "fine_grained": render_fine_grained,
+    "recognition": render_recognition,
+    "scene": render_scene,
+    "action": render_action,
+    "ocr": render_ocr,
 }
 """Name of a topic -> its renderer `(RowKey, image_size, *, photos, photo_ratio) -> row`.
 
 A new topic is a module with one such function, and a line here. A renderer returns `image`, `mask` and the columns
 that it has; `photos` are for its background, and a topic whose background means something leaves them out.
 """
+
+WITH_BOXES = ("spatial", "color", "emotion", "depth", "recognition", "ocr")
+"""Topics that draw a red box around what is asked about, and a blue one around the second thing; `boxes=False` leaves
+them out."""
 
 SCENE_TYPES = (*BACKGROUNDS, "photo")
 
@@ -97,6 +127,7 @@ def _render(
     pinned: Sequence[tuple[str, str]] | None = None,
     photos: Sequence[Any] | None = None,
     photo_ratio: float = 0.5,
+    boxes: bool = True,
 ) -> dict[str, Any]:
     """Returns one row of the topic."""
     if topic not in (*TOPICS, "mixed"):
@@ -112,8 +143,10 @@ def _render(
         raise ValueError("`photos` is empty; pass at least one photo, or None for rendered backgrounds only.")
     if not 0 <= photo_ratio <= 1:
         raise ValueError(f"`photo_ratio` must be in [0, 1], got {photo_ratio}.")
-    of_objects = {"num_objects": num_objects, "pinned": pinned} if topic == "objects" else {}
-    row = TOPICS[topic](key, image_size, photos=photos, photo_ratio=photo_ratio, **of_objects)
+    own: dict[str, Any] = {"boxes": boxes} if topic in WITH_BOXES else {}
+    if topic == "objects":
+        own = {"num_objects": num_objects, "pinned": pinned}
+    row = TOPICS[topic](key, image_size, photos=photos, photo_ratio=photo_ratio, **own)
     absent: dict[str, Any] = {name: [] for name in ("objects", "texts", "figures", "faces", "states", "quality")}
     absent |= {"scene_type": "", "group_id": f"{key.split}-{key.seed}-{key.index}", "time_step": 0}
     return {**absent, **row, "topic": topic}
@@ -129,6 +162,7 @@ SCENES = World(
         "pinned": None,
         "photos": None,
         "photo_ratio": 0.5,
+        "boxes": True,
     },
     features=_features,
     render=_render,

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from hf_diorama.worlds.scenes.palette import RGB, srgb_to_lab
+from hf_diorama.worlds.scenes.palette import COLORS, RGB, srgb_to_lab
 from hf_diorama.worlds.scenes.shapes import SUPERSAMPLING, Point
 from hf_diorama.worlds.scenes.surfaces import Pixels
 
@@ -166,6 +166,8 @@ def annotate(picture: Picture, label: int, category: str, **known: Any) -> dict[
     }
 
 
-def color_entry(rgb: RGB, name: str) -> dict[str, Any]:
-    """Returns the three colour fields of an entry of `objects`."""
-    return {"color_srgb": list(rgb), "color_lab": list(srgb_to_lab(rgb)), "color_name": name}
+def color_entry(rgb: RGB) -> dict[str, Any]:
+    """Returns the three colour fields of an entry of `objects`; the name is that of the nearest basic colour."""
+    lab = srgb_to_lab(rgb)
+    name = min(COLORS, key=lambda other: math.dist(lab, srgb_to_lab(COLORS[other])))
+    return {"color_srgb": list(rgb), "color_lab": list(lab), "color_name": name}
