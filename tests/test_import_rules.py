@@ -138,6 +138,24 @@ def test_checker_finds_each_forbidden_import(tmp_path: Path) -> None:
     ]
 
 
+def test_an_extra_may_stand_at_the_top_of_a_file_that_importing_the_package_does_not_run(tmp_path: Path) -> None:
+    init = """
+        from hf_diorama.eager import load
+        def train():
+            from hf_diorama.lazy import Trainer
+    """
+    package = make_package(tmp_path, "hf-diorama", init, "[]", '{models = ["torch"]}')
+    for name in ("eager", "lazy"):
+        (package.source / f"{name}.py").write_text("import torch\nimport rich\n")
+    assert [
+        text.partition(": ")[0].partition("src/")[2] for text in import_rules.check_imports(package, [package])
+    ] == [
+        "hf_diorama/eager.py:1 imports torch at module level",
+        "hf_diorama/eager.py:2 imports rich at module level",
+        "hf_diorama/lazy.py:2 imports rich at module level",
+    ]
+
+
 def test_checker_finds_forbidden_and_unused_requirements(tmp_path: Path) -> None:
     package = make_package(tmp_path, "hf-diorama", "import torch, numpy", '["torch", "numpy", "datasets"]')
     assert import_rules.check_requirements(package) == [

@@ -69,8 +69,26 @@ def read_package_imports(package: Package) -> list[Import]:
     return [item for path in files for item in read_imports(path) if item.top not in own]
 
 
+def files_run_by_import(package: Package) -> set[Path]:
+    """The files of a package that `import <package>` runs: `__init__.py`, and what these import at module level.
+
+    A file outside of this set is imported where an extra is asked for, and may name the extra at its top.
+    """
+    done: set[Path] = set()
+    todo = {package.source / "__init__.py"}
+    while todo:
+        path = todo.pop()
+        done.add(path)
+        for item in read_imports(path) if path.exists() else []:
+            if item.at_import and item.top == package.name:
+                file = package.source.joinpath(*item.module.split(".")[1:])
+                todo |= {file.with_suffix(".py"), file / "__init__.py"} - done
+    return done
+
+
 def check_imports(package: Package, packages: list[Package]) -> list[str]:
     """What a package imports against the rules, one sentence each."""
+    run = files_run_by_import(package)
     extras = frozenset().union(*package.extras.values())
     siblings = {other.name for other in packages} - {package.name}
     problems = []
@@ -78,7 +96,7 @@ def check_imports(package: Package, packages: list[Package]) -> list[str]:
         where = f"{item.path.relative_to(package.folder)}:{item.line} imports {item.module}"
         if item.top in siblings and (package.dist, item.top) not in ALLOWED_EDGES:
             problems.append(f"{where}: a package imports none of the others")
-        elif item.at_import and item.top not in package.required:
+        elif item.at_import and item.top not in package.required and (item.path in run or item.top not in extras):
             problems.append(
                 f"{where} at module level: not a requirement; extras are imported in the function using them"
             )
