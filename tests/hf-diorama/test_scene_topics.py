@@ -93,7 +93,7 @@ def digest(topic):
     """Of annotations, and of pixels but for text, which follows the FreeType inside Pillow."""
     sha = hashlib.sha256()
     for row in rows(topic, 5):
-        named = {key: value for key, value in row.items() if key not in ("image", "mask", "key", "texts")}
+        named = {key: value for key, value in row.items() if key not in ("image", "mask", "key", "texts", "levels")}
         words = [text["string"] for text in row["texts"]]
         sha.update(json.dumps([named, words], sort_keys=True).encode())
         if topic != "ocr":

@@ -7,21 +7,29 @@ import datasets
 
 from hf_diorama.worlds.base import RowKey, World
 from hf_diorama.worlds.scenes.action import render_action
+from hf_diorama.worlds.scenes.attribute import render_attribute
 from hf_diorama.worlds.scenes.color import render_color
 from hf_diorama.worlds.scenes.counting import render_counting
 from hf_diorama.worlds.scenes.depth import render_depth
 from hf_diorama.worlds.scenes.emotion import render_emotion
+from hf_diorama.worlds.scenes.existence import render_existence
+from hf_diorama.worlds.scenes.expression import render_expression
 from hf_diorama.worlds.scenes.fine_grained import render_fine_grained
 from hf_diorama.worlds.scenes.localization import render_localization
 from hf_diorama.worlds.scenes.objects import MAX_OBJECTS, render_objects
 from hf_diorama.worlds.scenes.ocr import render_ocr
 from hf_diorama.worlds.scenes.orientation import render_orientation
 from hf_diorama.worlds.scenes.palette import COLORS
+from hf_diorama.worlds.scenes.quality import render_quality
+from hf_diorama.worlds.scenes.quantity import render_quantity
 from hf_diorama.worlds.scenes.recognition import render_recognition
 from hf_diorama.worlds.scenes.scene import render_scene
 from hf_diorama.worlds.scenes.shapes import SHAPES
 from hf_diorama.worlds.scenes.spatial import render_spatial
+from hf_diorama.worlds.scenes.spatial_pair import render_spatial_pair
+from hf_diorama.worlds.scenes.state import render_state
 from hf_diorama.worlds.scenes.surfaces import BACKGROUNDS, TEXTURES
+from hf_diorama.worlds.scenes.temporal import render_temporal
 from hf_diorama.worlds.scenes.texture import render_texture
 
 __all__ = ["COLORS", "SCENES", "SHAPES", "TEXTURES", "TOPICS"]
@@ -41,6 +49,14 @@ TOPICS: Mapping[str, Callable[..., dict[str, Any]]] = {
     "scene": render_scene,
     "action": render_action,
     "ocr": render_ocr,
+    "attribute": render_attribute,
+    "existence": render_existence,
+    "state": render_state,
+    "expression": render_expression,
+    "temporal": render_temporal,
+    "spatial_pair": render_spatial_pair,
+    "quantity": render_quantity,
+    "quality": render_quality,
 }
 """Name of a topic -> its renderer `(RowKey, image_size, *, photos, photo_ratio) -> row`.
 
@@ -86,6 +102,7 @@ def _features(**options: Any) -> datasets.Features:
             "figures": datasets.List({"action": string, "bbox": box}),
             "faces": datasets.List({"emotion": string, "smile": number, "brow": number, "bbox": box}),
             "states": datasets.List(string),
+            "levels": datasets.List({"name": string, "value": number}),
             "quality": datasets.List(
                 {"blur_sigma": number, "noise_sigma": number, "jpeg_quality": number, "exposure": number}
             ),
@@ -147,7 +164,9 @@ def _render(
     if topic == "objects":
         own = {"num_objects": num_objects, "pinned": pinned}
     row = TOPICS[topic](key, image_size, photos=photos, photo_ratio=photo_ratio, **own)
-    absent: dict[str, Any] = {name: [] for name in ("objects", "texts", "figures", "faces", "states", "quality")}
+    absent: dict[str, Any] = {
+        name: [] for name in ("objects", "texts", "figures", "faces", "states", "levels", "quality")
+    }
     absent |= {"scene_type": "", "group_id": f"{key.split}-{key.seed}-{key.index}", "time_step": 0}
     return {**absent, **row, "topic": topic}
 
