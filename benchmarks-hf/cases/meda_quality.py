@@ -1,13 +1,13 @@
-"""Exact match of llava-nano on held-out multi-image questions, by cache policy and keep ratio.
+"""Exact match of llava-nano on held-out multi-image questions, by preset and keep ratio.
 
-Question-aware: the cache is compressed after it has read images and question; every policy keeps the question as far
-as its budget goes. Question-agnostic: it is compressed after the images, and the question comes as a second turn.
-Differences are paired over questions, with 95 percent intervals, against the policy with uniform layers.
+Question-aware: the cache is compressed after it has read images and question. Question-agnostic: it is compressed
+after the images, and the question comes as a second turn. Presets are taken as they are shipped: nothing protects the
+question but the preset itself. `gain` is the difference to the preset `uniform` (MEDA with equal layers) on the same
+questions, with the 95 percent interval of paired differences.
 """
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,144 +17,131 @@ from transformers.utils.logging import tqdm
 
 import hf_diorama
 from hf_diorama.questions import KINDS, build_prompt, build_turn
-from meda_cache import MedaCache, attach
+from meda_cache import PRESETS, MedaCache, attach
 
-NUM_IMAGES = 8
-NUM_QUESTIONS = 600
-KEEP_RATIOS = (0.5, 0.2, 0.1, 0.05)
-BATCH_SIZE = 25
-MAX_NEW_TOKENS = 48
+NUM_IMAGES = (4, 8, 12, 16)
+NUM_QUESTIONS = 150  # for each number of images
+KEEP_RATIOS = (0.8, 0.5, 0.3, 0.2, 0.1, 0.05)
+BATCH_SIZE = 50
+MAX_NEW_TOKENS = 64
 MODES = ("question-aware", "question-agnostic")
-BASE = "uniform layers"
-
-Score = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+BASE = "uniform"
 
 
-def sum_score(key_mass: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor:
-    return key_mass
+def ramp(entropy: torch.Tensor) -> torch.Tensor:
+    """The control of the entropy claim: weights that fall with depth, whatever the attention is."""
+    return torch.linspace(1.5, 0.5, len(entropy), dtype=torch.float64)
 
 
-GENERATOR = torch.Generator()  # seeded anew for every point
-
-
-def random_score(key_mass: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor:
-    return torch.rand(key_mass.shape, generator=GENERATOR)
-
-
-def stride_score(key_mass: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor:
-    """The same number of patches of every image, spread over it: multiples of the golden ratio are far apart."""
-    starts = visual_mask & ~visual_mask.roll(1)
-    number = torch.arange(len(visual_mask))
-    within = number - torch.where(starts, number, 0).cummax(dim=0).values
-    return -torch.frac(within * 0.6180339887).expand_as(key_mass)
-
-
-def protect(score: Score, question_length: int, key_mass: torch.Tensor, visual_mask: torch.Tensor) -> torch.Tensor:
-    """The score, with the question before everything else."""
-    scores = score(key_mass, visual_mask).clone()
-    scores[:, scores.shape[1] - question_length :] = torch.inf
-    return scores
-
-
-def ramp(low: float, high: float, entropy: torch.Tensor) -> torch.Tensor:
-    return torch.linspace(low, high, len(entropy), dtype=torch.float64)
-
-
-EVICTION = {"allocation": "uniform", "text_policy": "none", "merge": "none"}
-POLICIES: dict[str, tuple[Score, dict[str, Any]]] = {
-    "meda": (sum_score, {}),
-    BASE: (sum_score, {"allocation": "uniform"}),
-    "ramp down": (sum_score, {"allocation": partial(ramp, 1.5, 0.5)}),
-    "ramp up": (sum_score, {"allocation": partial(ramp, 0.5, 1.5)}),
-    "inverted entropy": (sum_score, {"allocation": lambda entropy: (-entropy).softmax(dim=0)}),
-    "without merging": (sum_score, {"merge": "none"}),
-    "value merge": (sum_score, {"merge": "value"}),
-    "h2o": (sum_score, {**EVICTION, "recent_fraction": 0.5}),
-    "streaming": (sum_score, {**EVICTION, "recent_fraction": 1.0, "num_sinks": 4}),
-    "random": (random_score, {**EVICTION, "recent_fraction": 0.0}),
-    "per-image stride": (stride_score, {**EVICTION, "text_policy": "bias", "recent_fraction": 0.0}),
+VARIANTS: dict[str, dict[str, Any]] = {
+    "meda, depth ramp": {"preset": "meda", "allocation": ramp},
+    "meda, inverted entropy": {"preset": "meda", "allocation": lambda entropy: (-entropy).softmax(dim=0)},
+    "meda, no merging": {"preset": "meda", "merge": "none"},
+    "meda, per image": {"preset": "meda", "per_image": True},
 }
+POLICIES = {name: {"preset": name} for name in PRESETS if name != "none"} | VARIANTS
 
 
 def build_batches(processor: Any, rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Groups rows whose questions have as many tokens, so that no prompt needs padding."""
+    """Groups rows whose prompts have as many tokens, so that none needs padding."""
     groups = defaultdict(list)
     for row in rows:
         turn = build_turn(row["question"])
         row["question_length"] = len(processor.tokenizer(turn, add_special_tokens=False)["input_ids"])
-        groups[row["question_length"]].append(row)
+        groups[row["num_images"], row["question_length"]].append(row)
     return [group[at : at + BATCH_SIZE] for group in groups.values() for at in range(0, len(group), BATCH_SIZE)]
 
 
 @torch.no_grad()
-def answer(
-    model: Any, processor: Any, batch: list[dict[str, Any]], mode: str, policy: str, ratio: float
-) -> list[bool]:
-    """Whether each answer is exactly right."""
-    score, options = POLICIES[policy]
+def answer(model: Any, processor: Any, cache: MedaCache, logits: torch.Tensor, answers: list[str]) -> list[bool]:
+    """Whether each greedy answer is exactly right; `logits` are those of the last token read."""
+    end = model.generation_config.eos_token_id
+    tokens: list[torch.Tensor] = []
+    while len(tokens) < MAX_NEW_TOKENS:
+        tokens.append(logits[:, -1].argmax(dim=-1, keepdim=True))
+        if bool((torch.cat(tokens, dim=1) == end).any(dim=1).all()):
+            break
+        logits = model(input_ids=tokens[-1], past_key_values=cache).logits
+    output = torch.cat(tokens, dim=1)
+    output[((output == end).cumsum(dim=1) > 0)] = end
+    texts = processor.batch_decode(output, skip_special_tokens=True)
+    return [text.strip() == answer for text, answer in zip(texts, answers, strict=True)]
+
+
+@torch.no_grad()
+def ask(
+    model: Any, processor: Any, batch: list[dict[str, Any]], policies: dict[str, dict[str, Any]], ratios: Any
+) -> dict[tuple[str, str, float], list[bool]]:
+    """Whether each answer is right, for every mode, policy and ratio; a prompt is read once for all ratios."""
     prompts = [build_prompt(row["num_images"], row["question"]) for row in batch]
     images = [image for row in batch for image in row["images"]]
     inputs = processor(images=images, text=prompts, return_tensors="pt")
+    tokens, pixels = inputs["input_ids"], inputs["pixel_values"]
+    assert bool(inputs["attention_mask"].all()), "a batch has padding"
+    context = tokens.shape[1] - batch[0]["question_length"]
     turns = processor.tokenizer([build_turn(row["question"]) for row in batch], return_tensors="pt")["input_ids"]
-    assert torch.equal(turns, inputs["input_ids"][:, -turns.shape[1] :]), "the question is not the end of the prompt"
-    length, question_length = inputs["input_ids"].shape[1], batch[0]["question_length"]
-    protected = question_length if mode == "question-aware" else 0
-    cache = MedaCache(model.config, keep_ratio=ratio, score=partial(protect, score, protected), **options)
-    if mode == "question-agnostic":
-        context = length - question_length
-        masks = {name: inputs[name][:, :context] for name in ("input_ids", "attention_mask")}
-        model(**masks, pixel_values=inputs.pop("pixel_values"), past_key_values=cache)
-        cache.compress()
-    output = model.generate(**inputs, past_key_values=cache, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-    texts = processor.batch_decode(output[:, length:], skip_special_tokens=True)
-    return [text.strip() == row["answer"] for text, row in zip(texts, batch, strict=True)]
+    assert torch.equal(turns, tokens[:, context:]), "the question is not the end of the prompt"
+    answers, right = [row["answer"] for row in batch], {}
+    for mode, (policy, options) in itertools.product(MODES, policies.items()):
+        read = MedaCache(model.config, **options, **({} if options["preset"] == "none" else {"keep_ratio": 0.5}))
+        length = tokens.shape[1] if mode == "question-aware" else context
+        logits = model(input_ids=tokens[:, :length], pixel_values=pixels, past_key_values=read).logits
+        for ratio in ratios if options["preset"] != "none" else (1.0,):
+            cache = read.clone()
+            cache.compress(ratio)
+            if mode == "question-agnostic":
+                logits = model(input_ids=tokens[:, length:], past_key_values=cache).logits
+            right[mode, policy, ratio] = answer(model, processor, cache, logits, answers)
+    return right
 
 
-def summarise(right: np.ndarray, base: np.ndarray, kinds: np.ndarray, chance: np.ndarray) -> dict[str, Any]:
+def collect(
+    count: int, seed: int, policies: dict[str, dict[str, Any]], ratios: Any
+) -> tuple[list[dict[str, Any]], dict[tuple[str, str, float], np.ndarray]]:
+    """All questions, and for every mode, policy and ratio whether each was answered right."""
+    path = hf_diorama.model_path("llava-nano")
+    processor = AutoProcessor.from_pretrained(path)
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+    rows: list[dict[str, Any]] = []
+    for number in NUM_IMAGES:
+        rows += hf_diorama.multi_image_questions(count, split="heldout", seed=seed, num_images=number)
+    batches = build_batches(processor, rows)
+    right = defaultdict(list)
+    with attach(model):
+        for batch in tqdm(batches, desc="batches"):
+            for point, values in ask(model, processor, batch, policies, ratios).items():
+                right[point] += values
+    return [row for batch in batches for row in batch], {point: np.array(values) for point, values in right.items()}
+
+
+def summarise(rows: list[dict[str, Any]], right: np.ndarray, base: np.ndarray) -> dict[str, Any]:
     difference = right.astype(float) - base
     half = 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
+    kinds, numbers = (np.array([row[name] for row in rows]) for name in ("kind", "num_images"))
     return {
-        "exact_match": right.mean(),
-        "gain": difference.mean(),
-        "gain_low": difference.mean() - half,
-        "gain_high": difference.mean() + half,
-        "chance": chance.mean(),
-        "questions_per_kind": int(len(kinds) / len(set(kinds))),
-        **{kind: right[kinds == kind].mean() for kind in KINDS if (kinds == kind).any()},
+        "exact_match": float(right.mean()),
+        "gain": float(difference.mean()),
+        "gain_low": float(difference.mean() - half),
+        "gain_high": float(difference.mean() + half),
+        "chance": float(np.mean([row["chance"] for row in rows])),
+        "questions": len(rows),
+        **{kind: float(right[kinds == kind].mean()) for kind in KINDS if (kinds == kind).any()},
+        **{f"{number} images": float(right[numbers == number].mean()) for number in NUM_IMAGES},
     }
 
 
 def run(*, quick: bool) -> list[dict[str, Any]]:
-    path = hf_diorama.model_path("llava-nano")
-    processor = AutoProcessor.from_pretrained(path)
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
-    count = 30 if quick else NUM_QUESTIONS
-    rows = list(hf_diorama.multi_image_questions(count, split="heldout", seed=1, num_images=NUM_IMAGES))
-    batches = build_batches(processor, rows)
-    ordered = [row for batch in batches for row in batch]
-    kinds = np.array([row["kind"] for row in ordered])
-    chance = np.array([row["chance"] for row in ordered])
-    points = [(mode, BASE, 1.0) for mode in MODES]
-    points += [(mode, policy, ratio) for mode in MODES for ratio in KEEP_RATIOS[1:2] if quick for policy in POLICIES]
-    points += [(mode, policy, ratio) for mode in MODES for ratio in KEEP_RATIOS if not quick for policy in POLICIES]
-    answers = {}
-    with attach(model):
-        for point in tqdm(points, desc="points"):
-            mode, policy, ratio = point
-            GENERATOR.manual_seed(0)
-            answers[point] = np.array(
-                [right for batch in batches for right in answer(model, processor, batch, mode, policy, ratio)]
-            )
+    ratios = KEEP_RATIOS[3:4] if quick else KEEP_RATIOS
+    rows, right = collect(5 if quick else NUM_QUESTIONS, 1, {"full cache": {"preset": "none"}} | POLICIES, ratios)
     return [
         {
             "mode": mode,
-            "policy": "full cache" if ratio == 1 else policy,
+            "policy": policy,
             "keep_ratio": ratio,
-            "questions": count,
-            **summarise(answers[mode, policy, ratio], answers[mode, BASE, ratio], kinds, chance),
-            "samples": {"right": answers[mode, policy, ratio].astype(int).tolist(), "kinds": kinds.tolist()},
+            **summarise(rows, values, right[mode, BASE, ratio] if ratio < 1 else values),
+            "samples": {"right": "".join(map(str, values.astype(int)))},
         }
-        for mode, policy, ratio in points
+        for (mode, policy, ratio), values in right.items()
     ]
 
 

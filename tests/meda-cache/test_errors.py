@@ -40,7 +40,7 @@ def test_keep_ratio_out_of_range(ratio: float) -> None:
         {"merge": "mean"},
         {"entropy": "both"},
         {"score": "max"},
-        {"allocation": "pyramid"},
+        {"allocation": "cube"},
         {"head_reduction": "sum"},
         {"text_policy": "all"},
     ],
@@ -178,23 +178,23 @@ def test_embeddings_instead_of_ids() -> None:
         model(inputs_embeds=torch.zeros(1, 9, TEXT["hidden_size"]), past_key_values=MedaCache(model.config))
 
 
-def test_prompt_in_several_forwards() -> None:
-    model = build_family("llama").model
-    with attach(model), pytest.raises(ValueError, match=r"the prompt in one forward.*prefill_chunk_size"):
-        model.generate(
-            torch.arange(3, 43)[None], past_key_values=MedaCache(model.config), prefill_chunk_size=16, max_new_tokens=2
-        )
+@torch.no_grad()
+def test_prompt_in_several_forwards_that_nobody_declared() -> None:
+    model, cache = build_family("llama").model, None
+    with attach(model):
+        cache = MedaCache(model.config)
+        model(input_ids=torch.arange(3, 20)[None], past_key_values=cache)
+        with pytest.raises(ValueError, match=r"got 17 tokens and now 5 more; call `cache.compress\(\)`.*cache.expect"):
+            model(input_ids=torch.arange(20, 25)[None], past_key_values=cache)
 
 
-def test_assisted_decoding() -> None:
+@torch.no_grad()
+def test_assisted_decoding_without_a_declared_length() -> None:
     model = build_family("llama").model
-    with attach(model), pytest.raises(NotImplementedError, match="assisted decoding or prompt lookup"):
-        model.generate(
-            torch.arange(3, 43)[None],
-            past_key_values=MedaCache(model.config),
-            prompt_lookup_num_tokens=3,
-            max_new_tokens=4,
-        )
+    cache = MedaCache(model.config)
+    cache.activate_past_recording()
+    with attach(model), pytest.raises(RuntimeError, match=r"before assisted decoding; call `cache.expect"):
+        model(input_ids=torch.arange(3, 20)[None], past_key_values=cache)
 
 
 def test_training() -> None:

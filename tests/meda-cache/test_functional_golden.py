@@ -102,4 +102,4 @@ def test_text_first_does_not_erase_the_order_of_images(golden: Any, dtype: torch
     half = select_tokens(score, visual_mask, **budget)
     assert torch.equal(half, select_tokens(score.double(), visual_mask, **budget))
     spoiled = torch.where(visual_mask, score - 65504, score)
-    assert not torch.equal(half, select_tokens(spoiled, visual_mask, **budget, text_first=False))
+    assert not torch.equal(half, select_tokens(spoiled, visual_mask, **budget, text_policy="none"))

@@ -11,11 +11,11 @@ from meda_cache import (
     allocate_budgets,
     attention_entropy,
     cross_modal_entropy,
-    functional,
     key_mass,
     merge_tokens,
     select_tokens,
 )
+from meda_cache.ops.statistics import _torch
 
 SEEDS = st.integers(0, 2**31)
 
@@ -90,14 +90,14 @@ def test_statistics_do_not_depend_on_the_tile(seed: int, heads: int, groups: int
     dense = torch.einsum("hgid,hjd->hgij", queries.reshape(heads, groups, length, 8), keys).double() / math.sqrt(8)
     dense = dense.masked_fill(torch.ones(length, length, dtype=torch.bool).triu(1), -torch.inf).softmax(dim=-1)
     entropy = torch.special.entr(dense.mean(dim=(0, 1))).sum(dim=-1).mean()
-    whole = functional.TILE_ELEMENTS
+    whole = _torch.TILE_ELEMENTS
     try:
-        for functional.TILE_ELEMENTS in (1, 100, whole):
+        for _torch.TILE_ELEMENTS in (1, 100, whole):
             mass = key_mass(queries, keys)
             torch.testing.assert_close(mass.double(), dense.sum(dim=(1, 2)), atol=1e-5, rtol=1e-5)
             torch.testing.assert_close(attention_entropy(queries, keys).double(), entropy, atol=1e-5, rtol=1e-5)
     finally:
-        functional.TILE_ELEMENTS = whole
+        _torch.TILE_ELEMENTS = whole
     torch.testing.assert_close(mass.sum(dim=-1), torch.full((heads,), float(length * groups)), rtol=1e-5, atol=1e-5)
 
 
@@ -151,7 +151,7 @@ def test_selection_keeps_what_the_rule_says(
         torch.tensor(visual),
         num_recent=num_recent,
         num_important=budget - num_recent - num_sinks,
-        text_first=text_first,
+        text_policy="bias" if text_first else "none",
         num_sinks=num_sinks,
     )
     for head in range(heads):

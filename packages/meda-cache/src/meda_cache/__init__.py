@@ -2,7 +2,7 @@
 
 from meda_cache.attachment import attach, detach
 from meda_cache.cache import MedaCache
-from meda_cache.compression import CompressionConfig
+from meda_cache.compression import PRESETS, CompressionConfig
 from meda_cache.functional import (
     allocate_budgets,
     attention_entropy,
@@ -16,6 +16,7 @@ from meda_cache.report import CacheStats, LayerStats
 __version__ = "0.1.0"
 
 __all__ = [
+    "PRESETS",
     "CacheStats",
     "CompressionConfig",
     "LayerStats",

@@ -1,35 +1,41 @@
 """The cache: counts tokens as if nothing were evicted, stores only what is kept."""
 
-from dataclasses import fields
+import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedConfig
 
-from meda_cache.compression import CompressionConfig, allocate_prompt
-from meda_cache.layer import MedaLayer, Prompt
-from meda_cache.report import CacheStats, LayerStats
-from meda_cache.upstream import build_layers, get_visual_token_ids
+from meda_cache.compression import DEFAULT_PRESET, CompressionConfig
+from meda_cache.layer import MedaLayer, Reading
+from meda_cache.policy import allocate_prompt, count_requested, weigh_layers
+from meda_cache.prompt import Prompt, read_prompt
+from meda_cache.report import Allocation, CacheStats, build_stats
+from meda_cache.upstream import build_layers, check_decoder, get_visual_token_ids
 
 
 class MedaCache(Cache):
     """A KV cache that compresses the prompt once, layer by layer according to need, and then grows as usual.
 
-    The prompt is read with full attention. At the first decoding step (or when [`~MedaCache.compress`] is called) each
-    layer gets a share of the budget by its cross-modal attention entropy, keeps its last and most attended tokens, and
-    merges the others into them (MEDA, arXiv 2502.17599). To the model the cache looks uncompressed: lengths, masks and
+    The prompt is read with full attention. Once it is complete each layer gets a share of the budget, keeps its most
+    important tokens, and may merge the others into them; the presets `"meda"` (arXiv 2502.17599), `"lookm"`, `"h2o"`
+    and others say how, see [`CompressionConfig`]. To the model the cache looks uncompressed: lengths, masks and
     positions are those of all tokens seen. Layers with sliding-window or linear attention are left alone.
 
-    The model has to be attached, see [`attach`]: a cache alone sees neither queries nor which tokens are images.
+    The model has to be attached, see [`attach`] and [`~MedaCache.from_model`]: a cache alone sees neither queries nor
+    which tokens are images.
 
     Args:
         config (`PreTrainedConfig`): `model.config`.
-        compression (`CompressionConfig`, *optional*): how to compress; or give its options as keywords.
-        **options: options of [`CompressionConfig`], e.g. `keep_ratio=0.2`.
+        preset (`str`, *optional*, defaults to `"balanced"`): name of the method, one of [`PRESETS`].
+        compression (`CompressionConfig`, *optional*): how to compress, instead of a preset.
+        offloading (`bool`, *optional*, defaults to `False`): keep layers on the CPU between their turns (CUDA only).
+        **options: options of [`CompressionConfig`] that replace those of the preset, e.g. `keep_ratio=0.2`.
 
     Raises:
-        ValueError: if an option is out of range, or if the model has no layer with full attention.
+        ValueError: if an option is out of range, or if the model's keys and values can't be compressed.
 
     Example:
 
@@ -49,20 +55,26 @@ class MedaCache(Cache):
     ```
     """
 
-    def __init__(self, config: PreTrainedConfig, *, compression: CompressionConfig | None = None, **options: Any):
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        *,
+        preset: str | None = None,
+        compression: CompressionConfig | None = None,
+        offloading: bool = False,
+        **options: Any,
+    ):
         if not isinstance(config, PreTrainedConfig):
             raise TypeError(
                 f"Expected the configuration of a model, got {type(config).__name__}; pass `model.config`."
             )
-        if config.is_encoder_decoder:
-            raise ValueError(f"Expected a decoder, got {type(config).__name__} of an encoder-decoder model.")
-        if compression is not None and options:
-            raise ValueError(f"Expected either `compression` or its options as keywords, got both: {sorted(options)}.")
-        names = [field.name for field in fields(CompressionConfig)]
-        if unknown := sorted(set(options) - set(names)):
-            raise TypeError(f"Expected options of CompressionConfig ({', '.join(names)}), got {', '.join(unknown)}.")
-        self.compression = compression if compression is not None else CompressionConfig(**options)
-        super().__init__(layers=build_layers(config, lambda: MedaLayer(self.compression)))
+        check_decoder(config)
+        if compression is not None and (options or preset is not None):
+            given = sorted(options) + ([] if preset is None else ["preset"])
+            raise ValueError(f"Expected either `compression` or its options as keywords, got both: {given}.")
+        self.compression = compression or CompressionConfig.from_preset(preset or DEFAULT_PRESET, **options)
+        layers = build_layers(config, lambda index: MedaLayer(self.compression, index))
+        super().__init__(layers=layers, offloading=offloading)
         if not self.managed_layers:
             raise ValueError(
                 f"Expected a model with full-attention layers, got {type(config).__name__} without any: "
@@ -73,94 +85,163 @@ class MedaCache(Cache):
         self.pad_token_id = next((token_id for token_id in pad_token_ids if token_id is not None), None)
         self._forget_prompt()
 
+    @classmethod
+    def from_model(cls, model: nn.Module, **options: Any) -> "MedaCache":
+        """Attaches `model` (until [`detach`]; once is enough) and returns a cache for it.
+
+        Args:
+            model (`PreTrainedModel`, or a module that wraps one): see [`attach`].
+            **options: arguments of [`MedaCache`], e.g. `keep_ratio=0.2, preset="snapkv"`.
+        """
+        from meda_cache.attachment import attach, find_model
+
+        cache = cls(find_model(model).config, **options)
+        attach(model)
+        return cache
+
     def _forget_prompt(self) -> None:
         self.is_compressed = False
         self.is_attached = False
         self.prompt: Prompt | None = None
-        self._allocations: list[tuple[list[float | None], list[float], list[int]]] = []
+        self._expected_length: int | None = None
+        self._expected_visual: Tensor | None = None
+        self._is_read = False  # whether a prompt has been read that is not compressed yet
+        self._is_recording_past = False
+        self._allocations: list[Allocation] = []
 
     @property
     def managed_layers(self) -> dict[int, MedaLayer]:
         """The layers that are compressed, by their index."""
         return {index: layer for index, layer in enumerate(self.layers) if isinstance(layer, MedaLayer)}
 
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt as far as it has been read, padding included; those that came later don't count."""
+        layer = next(iter(self.managed_layers.values()))
+        return layer.compressed_length if self.is_compressed else min(layer.seq_length, self._expected_length or 2**62)
+
+    def expect(self, prompt_length: int | None = None, *, visual_mask: Tensor | None = None) -> None:
+        """Declares what is to come, for a model that is called directly; an attached `generate` does it by itself.
+
+        With a declared length the prompt may come in pieces, or together with tokens behind it that are no part of it.
+
+        Args:
+            prompt_length (`int`, *optional*): tokens of the prompt from the start of the context, padding included.
+            visual_mask (`torch.Tensor` of shape `(batch_size, prompt_length)`, bool, *optional*):
+                Which of them are visual, for a model that is given `inputs_embeds`. Its width declares the length.
+
+        Raises:
+            ValueError: if the length isn't above that of the tokens seen, or if the two contradict each other.
+        """
+        if visual_mask is not None:
+            if prompt_length not in (None, visual_mask.shape[1]):
+                raise ValueError(
+                    f"Expected `visual_mask` of shape (batch_size, {prompt_length}), got {tuple(visual_mask.shape)}."
+                )
+            prompt_length, self._expected_visual = visual_mask.shape[1], visual_mask
+        if prompt_length is None or prompt_length <= self.get_seq_length():
+            raise ValueError(
+                f"Expected a prompt longer than the {self.get_seq_length()} tokens seen, got {prompt_length}."
+            )
+        self._expected_length = prompt_length
+        for layer in self.managed_layers.values():
+            layer.expected_length = prompt_length
+
     def begin_forward(
-        self, input_ids: Tensor | None, attention_mask: Tensor | None, *, has_images: bool = False
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        token_types: Tensor | None = None,
+        has_images: bool = False,
     ) -> None:
         """Tells the cache what the attached model is about to read; called by the hook of [`attach`].
 
         Raises:
-            RuntimeError: if an earlier forward failed half way.
-            ValueError: if the prompt comes as embeddings, in several pieces, with images but without their tokens, or
-                with padding but without a mask.
+            RuntimeError: if an earlier forward failed half way, or if a drafted forward comes undeclared.
+            ValueError: if the prompt comes in several pieces without being declared, with images but without their
+                tokens, as embeddings without `visual_mask`, or with padding but without a mask.
         """
-        if len({layer.seq_length for layer in self.managed_layers.values()}) > 1:
+        layers = self.managed_layers
+        if len({layer.seq_length for layer in layers.values()}) > 1:
             raise RuntimeError(
                 "Expected layers that have seen the same tokens, but a forward failed half way; call `cache.reset()` "
                 "and read the prompt again."
             )
         self.is_attached = True
-        if self.is_compressed or (self.prompt is not None and input_ids is not None and input_ids.shape[1] == 1):
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        if inputs is None or (self.is_compressed and self.compression.recompress == "never"):
             return
-        if self.prompt is not None:
+        batch_size, num_new = inputs.shape[:2]
+        num_seen = self.get_seq_length()
+        if self._is_read and num_new == 1:  # the first token after a prompt that nobody declared
+            self.compress()
+        elif self._is_read:
             raise ValueError(
-                f"Expected the prompt in one forward, got {self.prompt.seq_length} tokens and now "
-                f"{'embeddings' if input_ids is None else input_ids.shape[1]} more; call `cache.compress()` before a "
-                "further turn if no token was generated from it yet, and leave `prefill_chunk_size` unset."
+                f"Expected the prompt in one forward, got {num_seen} tokens and now {num_new} more; call "
+                "`cache.compress()` between them to keep the later ones whole, or `cache.expect(prompt_length)` "
+                "before the first."
             )
-        if input_ids is None:
-            raise ValueError(
-                "Expected `input_ids` with the prompt, got none: which tokens are visual can't be told from "
-                "`inputs_embeds`; pass `input_ids` (and `pixel_values`) to the model."
-            )
-        if attention_mask is not None and attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"Expected `attention_mask` of shape {tuple(input_ids.shape)}, the shape of `input_ids`, got "
-                f"{tuple(attention_mask.shape)}; pass the mask of the tokenizer."
-            )
-        visual_mask = torch.isin(input_ids, torch.tensor(self.visual_token_ids, device=input_ids.device))
-        token_mask = torch.ones_like(visual_mask) if attention_mask is None else attention_mask.bool()
-        empty = (~token_mask.any(dim=-1)).nonzero().flatten().tolist()
-        if empty:
-            raise ValueError(f"Expected at least one token in every prompt, got only padding in rows {empty}.")
-        if has_images and not visual_mask.any():
+        if self.is_compressed and self.compression.recompress == "never":
+            return
+        visual_mask = self._expected_visual
+        if visual_mask is not None:
+            missing = max(0, num_seen + num_new - visual_mask.shape[1])
+            visual_mask = nn.functional.pad(visual_mask, (0, missing))[:, num_seen : num_seen + num_new]
+        new = read_prompt(
+            input_ids,
+            attention_mask,
+            num_seen=num_seen,
+            num_new=num_new,
+            batch_size=batch_size,
+            visual_token_ids=self.visual_token_ids,
+            token_types=token_types,
+            visual_mask=visual_mask,
+            pad_token_id=self.pad_token_id,
+        )
+        if has_images and not new.visual_mask.any():
             raise ValueError(
                 f"Expected the tokens of the images in `input_ids` (ids {self.visual_token_ids}), got none; make the "
                 "cache from `model.config`, not from its text part."
             )
-        if attention_mask is None and self.pad_token_id is not None:
-            is_pad = input_ids == self.pad_token_id
-            # One in front may be a token of its own that begins every prompt; two, or one in some rows, are padding.
-            is_padded = is_pad[:, 0] & (is_pad[:, :2].all(dim=-1) | bool((~is_pad[:, 0]).any()))
-            padded = is_padded.nonzero().flatten().tolist()
-            if padded:
-                raise ValueError(
-                    f"Expected `attention_mask` with padded prompts, got none and rows {padded} begin with the "
-                    "padding token; pass the mask of the tokenizer."
-                )
-        self.prompt = Prompt(visual_mask, token_mask)
-        for layer in self.managed_layers.values():
-            layer.prompt = self.prompt
+        self.prompt = new if self.prompt is None else self.prompt.extend(new)
+        if self.is_compressed and num_new == 1:
+            return  # decoding between two turns
+        expected = self._expected_length
+        if expected is None and self._is_recording_past:
+            raise RuntimeError(
+                "Expected the length of the prompt before assisted decoding; call `cache.expect(prompt_length)`, or "
+                "`generate` of the attached model."
+            )
+        self.prompt = self.prompt.cut(expected or self.prompt.seq_length)
+        empty = (~self.prompt.token_mask.any(dim=-1)).nonzero().flatten().tolist()
+        if empty and self.prompt.seq_length == (expected or self.prompt.seq_length):
+            raise ValueError(f"Expected at least one token in every prompt, got only padding in rows {empty}.")
+        self._is_read = expected is None or num_seen + num_new >= expected
+        if self.compression.keep_ratio < 1:
+            reading = Reading(self.prompt, self.prompt.seq_length - num_seen, is_whole=num_seen == 0 and self._is_read)
+            for layer in layers.values():
+                layer.reading = reading
 
     def end_forward(self, *, failed: bool = False) -> None:
         """Tells the cache that the forward of the attached model is over; a prompt that failed is forgotten."""
         self.is_attached = False
         if failed and self.prompt is not None and not self.is_compressed:
             self.reset()
+        elif self._is_read and (self._expected_length is not None or self.compression.commit == "prefill"):
+            self.compress()
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Appends the keys and values of new tokens to a layer; the first decoding step compresses the prompt."""
+        """Appends the keys and values of new tokens to a layer."""
         self._require_attached()
         if key_states.requires_grad or value_states.requires_grad:
             raise RuntimeError("Expected inference, got keys that require gradients; use `torch.no_grad()`.")
         layer = self.layers[layer_idx]
-        if isinstance(layer, MedaLayer):
-            if layer.awaits_attention:
-                self._raise_bypassed(layer_idx)
-            if not self.is_compressed and layer.seq_length > 0:
-                self.compress()
+        if isinstance(layer, MedaLayer) and layer.awaits_attention:
+            self._raise_bypassed(layer_idx)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
@@ -168,65 +249,69 @@ class MedaCache(Cache):
         self._require_attached()
         return super().get_mask_sizes(query_length, layer_idx)
 
-    def compress(self) -> None:
+    def compress(self, keep_ratio: float | None = None) -> None:
         """Compresses the prompt read so far, e.g. to ask many questions about one context.
+
+        Args:
+            keep_ratio (`float`, *optional*): share of the tokens to keep, instead of the one of the options.
 
         Raises:
             RuntimeError: if no prompt has been read, if it is compressed already, or if attention bypassed the cache.
         """
-        if self.is_compressed or self.prompt is None:
+        if not self._is_read or self.prompt is None:
             state = "it is compressed already" if self.is_compressed else "none has been read"
             raise RuntimeError(f"Expected a prompt that is not compressed yet, but {state}; see `MedaCache.reset`.")
         layers = self.managed_layers
         for index, layer in layers.items():
-            if layer.prompt is not None:
+            if layer.reading is not None or layer.awaits_attention:
                 self._raise_bypassed(index)
+        if keep_ratio is not None:
+            self._set_keep_ratio(keep_ratio)
         if self.compression.keep_ratio < 1:
-            for row, seq_len in enumerate(self.prompt.token_mask.sum(dim=-1).tolist()):
-                entropies = [layer.statistics[row].entropy for layer in layers.values()]
-                self._allocations.append((entropies, *allocate_prompt(entropies, seq_len, self.compression)))
+            self._allocations = self._allocate(self.prompt)
             for number, layer in enumerate(layers.values()):
-                budgets = [budgets[number] for _, _, budgets in self._allocations]
-                layer.compress(self.prompt, budgets)
-        self.is_compressed = True
+                layer.compress(self.prompt, [allocation.budgets[number] for allocation in self._allocations])
+        self.is_compressed, self._is_read, self._expected_length, self._expected_visual = True, False, None, None
+        for layer in layers.values():
+            layer.compressed_length = self.prompt.seq_length
 
-    def stats(self) -> CacheStats:
-        """Returns what is stored and why, layer by layer; budgets and entropies are those of the prompts as read."""
-        layers = []
-        for number, (index, layer) in enumerate(self.managed_layers.items()):
-            kept_text, kept_visual = self._count_kept(layer)
-            layers.append(
-                LayerStats(
-                    layer_idx=index,
-                    logical_length=layer.seq_length,
-                    physical_length=layer.physical_length,
-                    stored_bytes=sum(
-                        t.numel() * t.element_size() for t in (layer.keys, layer.values) if t is not None
-                    ),
-                    allocated_bytes=layer.count_allocated_bytes(),
-                    entropy=[entropies[number] for entropies, _, _ in self._allocations],
-                    entropy_kind=layer.entropy_kinds,
-                    weight=[weights[number] for _, weights, _ in self._allocations],
-                    budget=[budgets[number] for _, _, budgets in self._allocations],
-                    kept_text=kept_text,
-                    kept_visual=kept_visual,
+    def _set_keep_ratio(self, keep_ratio: float) -> None:
+        if self.compression.keep_ratio == 1 and keep_ratio < 1:
+            raise ValueError(
+                f"Expected a cache with `keep_ratio` below 1, which takes statistics, to compress to {keep_ratio}."
+            )
+        self.compression = replace(self.compression, keep_ratio=keep_ratio)
+        for layer in self.managed_layers.values():
+            layer.config = self.compression
+
+    def _allocate(self, prompt: Prompt) -> list[Allocation]:
+        """Divides the budget of every prompt over the layers."""
+        layers, config = list(self.managed_layers.values()), self.compression
+        entropies = [layer.complete(prompt) for layer in layers]
+        allocations = []
+        for row, seq_len in enumerate(prompt.token_mask.sum(dim=-1).tolist()):
+            entropy = [None if (value := values[row]) is None else float(value) for values in entropies]
+            numbers = [float("nan") if value is None else value for value in entropy]
+            weights = weigh_layers(torch.tensor(numbers, dtype=torch.float64), config)
+            num_slots, num_text = zip(*(layer.count_slots(row, prompt) for layer in layers), strict=True)
+            allocations.append(
+                Allocation(
+                    entropies=entropy,
+                    kind=layers[0].observers[row].entropy_kind,
+                    weights=weights.tolist(),
+                    budgets=allocate_prompt(weights, seq_len, num_slots, num_text, config),
+                    requested=count_requested(config.keep_ratio, len(layers), seq_len),
                 )
             )
-        return CacheStats(is_compressed=self.is_compressed, layers=layers)
+        return allocations
 
-    def _count_kept(self, layer: MedaLayer) -> tuple[list[float], list[float]]:
-        """Returns for each row how many text and visual tokens of the prompt are kept, averaged over heads."""
-        if self.prompt is None:
-            return [], []
-        visual_mask, token_mask = self.prompt.visual_mask, self.prompt.token_mask
-        if layer.positions is None:
-            visual = (visual_mask & token_mask).sum(dim=-1)
-            return (token_mask.sum(dim=-1) - visual).float().tolist(), visual.float().tolist()
-        positions = layer.positions.long()
-        is_kept = positions >= 0
-        is_visual = visual_mask.to(positions.device)[:, None].expand(-1, positions.shape[1], -1)
-        kept_visual = (is_visual.gather(-1, positions.clamp(min=0)) & is_kept).sum(dim=-1).float()
-        return (is_kept.sum(dim=-1) - kept_visual).mean(dim=-1).tolist(), kept_visual.mean(dim=-1).tolist()
+    def stats(self) -> CacheStats:
+        """Returns what is stored and why, layer by layer; budgets and entropies are those of the last compression."""
+        return build_stats(self.managed_layers, self.prompt, self._allocations, is_compressed=self.is_compressed)
+
+    def clone(self) -> "MedaCache":
+        """Returns a copy that goes its own way, e.g. to answer another question about the same compressed context."""
+        return copy.deepcopy(self)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Removes the last `-tokens_to_remove` tokens, all of which must have come after the compression.
@@ -234,14 +319,15 @@ class MedaCache(Cache):
         Raises:
             ValueError: for a positive number, or if a token of the prompt would be removed.
         """
-        prompt_length = 0 if self.prompt is None else self.prompt.seq_length
-        if tokens_to_remove < 0 and self.get_seq_length() + tokens_to_remove < prompt_length:
+        later = self.get_seq_length() - self.prompt_length
+        if tokens_to_remove < 0 and later + tokens_to_remove < 0:
             raise ValueError(
-                f"Expected at most {self.get_seq_length() - prompt_length} tokens to remove, those that came after "
-                f"the prompt, got {-tokens_to_remove}: evicted tokens can't be brought back; use `reset` "
-                "and read again."
+                f"Expected at most {later} tokens to remove, those that came after the prompt, got "
+                f"{-tokens_to_remove}: evicted tokens can't be brought back; use `reset` and read again."
             )
         super().crop(tokens_to_remove)
+        if self.prompt is not None:
+            self.prompt = self.prompt.cut(self.get_seq_length())
 
     def reset(self) -> None:
         """Empties the cache for the next prompt."""
@@ -270,8 +356,9 @@ class MedaCache(Cache):
             self._allocations = [self._allocations[row] for row in indices.tolist()] if self._allocations else []
 
     def activate_past_recording(self) -> None:
-        """Refuses assisted decoding, whose first forward mixes the prompt with candidate tokens."""
-        raise NotImplementedError("MedaCache does not support assisted decoding or prompt lookup; use `DynamicCache`.")
+        """Announces assisted decoding, whose forwards carry drafted tokens that may be taken back."""
+        super().activate_past_recording()  # type: ignore[no-untyped-call]
+        self._is_recording_past = True
 
     def _require_attached(self) -> None:
         if not self.is_attached:

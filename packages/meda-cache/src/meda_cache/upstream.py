@@ -1,9 +1,11 @@
 """The internals of transformers that this package relies on; `tests/meda-cache/test_upstream.py` watches each."""
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -17,15 +19,40 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+RotaryFunction = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 PREFIX = "meda_"
 BASES = ("sdpa", "eager")
 
 
-def build_layers(config: PreTrainedConfig, full_attention_layer: Callable[[], Any]) -> list[Any]:
+UNSUPPORTED = {
+    "kv_lora_rank": "latent attention (MLA), which doesn't store plain keys and values",
+    "cross_attention_layers": "images in cross-attention layers, whose keys no self-attention cache holds",
+    "num_kv_shared_layers": "layers that share one another's keys and values",
+}
+"""Fields of the decoder's configuration that tell a family whose cache can't be compressed."""
+
+
+def check_decoder(config: PreTrainedConfig) -> None:
+    """Raises for a model whose keys and values are stored in another way.
+
+    Raises:
+        ValueError: if the model is an encoder-decoder or one of [`UNSUPPORTED`].
+    """
+    if config.is_encoder_decoder:
+        raise ValueError(f"Expected a decoder, got {type(config).__name__} of an encoder-decoder model.")
+    for name, reason in UNSUPPORTED.items():
+        if getattr(config.get_text_config(decoder=True), name, None):
+            raise ValueError(
+                f"Expected keys and values of plain self-attention, got {type(config).__name__} with {reason}; use "
+                "`DynamicCache`."
+            )
+
+
+def build_layers(config: PreTrainedConfig, full_attention_layer: Callable[[int], Any]) -> list[Any]:
     """Returns a cache layer per decoder layer: ours where attention is full, transformers' own elsewhere."""
     layers = DynamicCache(config=config).layers
-    return [full_attention_layer() if type(layer) is DynamicLayer else layer for layer in layers]
+    return [full_attention_layer(i) if type(layer) is DynamicLayer else layer for i, layer in enumerate(layers)]
 
 
 def get_visual_token_ids(config: PreTrainedConfig) -> list[int]:
@@ -81,3 +108,49 @@ def set_attention_implementation(model: PreTrainedModel, name: str) -> Callable[
         decoder_config._attn_implementation_internal = previous
 
     return restore
+
+
+def find_attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """Returns the modules of the decoder that are given the cache and the rotary embedding of their tokens."""
+    wanted = {"past_key_values", "position_embeddings"}
+    return [
+        module
+        for module in model.modules()
+        if hasattr(module, "layer_idx")
+        and "Attention" in type(module).__name__
+        and wanted <= set(inspect.signature(module.forward).parameters)
+    ]
+
+
+def get_rotary_function(module: nn.Module) -> RotaryFunction:
+    """Returns the function that rotates queries and keys, of the file of the attention class.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    function: RotaryFunction | None = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+    if function is None:
+        raise ValueError(
+            f'Expected `apply_rotary_pos_emb` beside {type(module).__name__}; use `merge_space="rotated"`.'
+        )
+    return function
+
+
+def build_rotation(function: RotaryFunction, cos: Tensor, sin: Tensor) -> Callable[[Tensor, Tensor, bool], Tensor]:
+    """Returns a function from keys `(num_heads, seq_len, head_dim)`, their positions and a flag to turned keys.
+
+    The flag turns them back. `cos` and `sin` `(length, rotary_dim)` are the model's own; it is the model's function
+    that turns, so that partial and multimodal rotary embeddings come out right.
+
+    Raises:
+        ValueError: if the embedding scales as well as it turns.
+    """
+    if not torch.allclose((cos.float() ** 2 + sin.float() ** 2), torch.ones((), device=cos.device), atol=1e-2):
+        raise ValueError('Expected a rotary embedding without scaling; use `merge_space="rotated"`.')
+
+    def rotate(keys: Tensor, positions: Tensor, back: bool) -> Tensor:
+        one_head = keys[:, None].float()  # each head is a batch row of one head, with positions of its own
+        cosines, sines = cos[positions].float(), sin[positions].float()
+        return function(one_head, one_head, cosines, -sines if back else sines)[1][:, 0]
+
+    return rotate

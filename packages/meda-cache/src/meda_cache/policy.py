@@ -1,0 +1,126 @@
+"""The steps of a compression for one prompt: allocate budgets to layers, then select and merge in each."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from meda_cache.compression import CompressionConfig
+from meda_cache.functional.budgets import allocate_budgets
+from meda_cache.functional.merging import merge_and_count
+from meda_cache.functional.scores import rank_within_images
+from meda_cache.functional.selection import select_tokens
+from meda_cache.ops.merge._torch import gather_states
+
+PYRAMID_BETA = 20
+"""PyramidKV's ratio of the mean budget to that of the last layer (arXiv 2406.02069, section 4.2)."""
+
+Rotation = Callable[[Tensor, Tensor, bool], Tensor]
+"""From keys `(num_heads, seq_len, head_dim)` and positions to keys that are rotated, or rotated back if True."""
+
+
+def weigh_layers(entropy: Tensor, config: CompressionConfig) -> Tensor:
+    """Returns the share of the budget that each layer asks for, adding up to 1, from entropies `(num_layers,)`."""
+    num_layers = len(entropy)
+    if callable(config.allocation):
+        weights = config.allocation(entropy).to("cpu", torch.float64)
+    elif config.allocation == "uniform":
+        weights = torch.ones(num_layers, dtype=torch.float64)
+    elif config.allocation == "pyramid":
+        low = 1 / PYRAMID_BETA
+        weights = torch.linspace(2 - low, low, num_layers, dtype=torch.float64)
+    elif config.allocation == "entropy":
+        weights = (entropy / config.temperature).softmax(dim=0)
+    else:
+        weights = torch.tensor(config.allocation, dtype=torch.float64)
+    if weights.shape != entropy.shape:
+        raise ValueError(
+            f"Expected `allocation` to give one weight for each of the {num_layers} layers, got shape "
+            f"{tuple(weights.shape)}."
+        )
+    return weights / weights.sum()
+
+
+def count_requested(keep_ratio: float, num_layers: int, seq_len: int) -> int:
+    """Returns the tokens to keep over all layers of a prompt of `seq_len` tokens, rounded half up."""
+    return math.floor(keep_ratio * num_layers * seq_len + 0.5)
+
+
+def allocate_prompt(
+    weights: Tensor, seq_len: int, num_slots: Sequence[int], num_text: Sequence[int], config: CompressionConfig
+) -> list[int]:
+    """Returns the budget of every layer for a prompt of `seq_len` tokens.
+
+    Args:
+        weights (`torch.Tensor` of shape `(num_layers,)`): share of each layer.
+        seq_len (`int`): tokens of the prompt.
+        num_slots (sequence of `int`): what each layer still stores of it: all of it the first time.
+        num_text (sequence of `int`): how much of that is text.
+        config (`CompressionConfig`): options.
+    """
+    floor = max(config.min_tokens, config.num_sinks + 1)
+    least = [
+        min(max(floor, config.num_sinks + text if config.text_policy == "protect" else 0), slots)
+        for slots, text in zip(num_slots, num_text, strict=True)
+    ]
+    total = count_requested(config.keep_ratio, len(num_slots), seq_len)
+    return allocate_budgets(weights, total, minimum=least, maximum=num_slots)
+
+
+def select_slots(scores: Tensor, image_index: Tensor, budget: int, config: CompressionConfig) -> Tensor:
+    """Returns the slots that each head keeps, ascending, `(num_heads, budget)`.
+
+    Args:
+        scores (`torch.Tensor` of shape `(num_heads, num_slots)`): higher is kept.
+        image_index (`torch.Tensor` of the same shape, int64): number of the image of each slot, -1 for text.
+        budget (`int`): number of slots to keep.
+        config (`CompressionConfig`): options.
+    """
+    visual_mask = image_index >= 0
+    if config.scope == "layer":
+        scores = scores.mean(dim=0, keepdim=True).expand_as(scores)
+    if config.per_image:
+        scores = rank_within_images(scores, image_index)
+    if config.select is not None:
+        kept = config.select(scores, visual_mask, budget)
+        if kept.shape != (len(scores), budget) or not bool((kept.diff(dim=-1) > 0).all()):
+            raise ValueError(
+                f"Expected `select` to return ascending positions of shape {(len(scores), budget)}, got shape "
+                f"{tuple(kept.shape)}."
+            )
+        return kept
+    num_sinks = min(config.num_sinks, budget)
+    wanted = math.floor(config.recent_fraction * budget) if config.num_recent is None else config.num_recent
+    num_recent = min(wanted, budget - num_sinks)
+    return select_tokens(
+        scores,
+        visual_mask,
+        num_recent=num_recent,
+        num_important=budget - num_sinks - num_recent,
+        text_policy=config.text_policy,
+        num_sinks=num_sinks,
+    )
+
+
+def merge_slots(
+    keys: Tensor, values: Tensor, kept: Tensor, positions: Tensor, config: CompressionConfig, rotation: Rotation | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns keys and values of the kept slots, and how many others were merged into each `(num_heads, num_kept)`."""
+    if callable(config.merge):
+        merged_keys, merged_values = config.merge(keys, values, kept)
+        expected = [(*kept.shape, states.shape[-1]) for states in (keys, values)]
+        if [tuple(merged_keys.shape), tuple(merged_values.shape)] != expected:
+            raise ValueError(
+                f"Expected `merge` to return keys and values of shapes {expected[0]} and {expected[1]}, got "
+                f"{tuple(merged_keys.shape)} and {tuple(merged_values.shape)}."
+            )
+        return merged_keys, merged_values, torch.zeros_like(kept)
+    options = {"similarity_threshold": config.similarity_threshold, "backend": config.backend}
+    if rotation is None or config.merge == "none":
+        return merge_and_count(keys, values, kept, merge=config.merge, **options)  # type: ignore[arg-type]
+    plain = rotation(keys, positions, True)
+    plain_keys, merged_values, count = merge_and_count(plain, values, kept, merge=config.merge, **options)  # type: ignore[arg-type]
+    rotated = rotation(plain_keys, positions.gather(1, kept), False)
+    is_merged = (count > 0)[..., None] & (config.merge != "value")
+    return torch.where(is_merged, rotated.to(keys.dtype), gather_states(keys, kept)), merged_values, count
