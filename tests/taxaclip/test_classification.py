@@ -1,0 +1,118 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPModel, CLIPProcessor
+
+from support.taxa import TAXA
+from taxaclip import RANKS, TaxonClassifier, TaxonIndex
+
+GOLDEN = Path(__file__).parent / "golden"
+IMAGES = [GOLDEN / f"img_{number}.png" for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def classifier(clip: tuple[CLIPModel, CLIPProcessor]) -> TaxonClassifier:
+    model, processor = clip
+    embeds = torch.randn(len(TAXA), 24, generator=torch.Generator().manual_seed(3))
+    return TaxonClassifier(model, processor, TaxonIndex(TAXA, embeds, logit_scale=10.0, dtype="float32"))
+
+
+def test_scores_are_the_softmax_of_the_model_s_own_cosines(classifier: TaxonClassifier) -> None:
+    with Image.open(IMAGES[0]) as image:
+        pixels = classifier.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        embed = classifier.model.visual_projection(classifier.model.vision_model(pixels).pooler_output)
+    unit = torch.nn.functional.normalize(embed, dim=1)
+    probs = (10.0 * unit @ classifier.index.embeddings.T).softmax(dim=1)[0]
+    (rows,) = classifier.predict(IMAGES[:1], top_k=10)
+    assert [row["score"] for row in rows] == pytest.approx(probs.sort(descending=True).values.tolist(), abs=1e-6)
+    best = classifier.index.names(int(probs.argmax()))
+    assert (rows[0]["genus"], rows[0]["species_epithet"]) == best[-2:]
+    assert rows[0]["species"] == " ".join(best[-2:])
+    assert rows[0]["max_cosine"] == pytest.approx(float((unit @ classifier.index.embeddings.T).max()), abs=1e-6)
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_rows_end_at_their_rank_and_scores_sum_to_one(classifier: TaxonClassifier, rank: str) -> None:
+    for rows in classifier.predict(IMAGES, rank=rank, top_k=10):
+        assert sum(row["score"] for row in rows) == pytest.approx(1, abs=1e-5)
+        assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+        for row in rows:
+            below = RANKS[RANKS.index(rank) + 1 : -1]
+            assert not any(row[name] for name in below)
+            assert bool(row["species"]) is bool(row["common_name"] or row["species_epithet"]) is (rank == "species")
+
+
+def test_batches_change_nothing_and_order_is_kept(classifier: TaxonClassifier) -> None:
+    one = list(classifier.predict(IMAGES, batch_size=1))
+    four = list(classifier.predict(iter(IMAGES), batch_size=4))
+    assert [rows[0]["file_name"] for rows in one] == [str(path) for path in IMAGES]
+    for left, right in zip(one, four, strict=True):
+        assert [row["species"] for row in left] == [row["species"] for row in right]
+        assert [row["score"] for row in left] == pytest.approx([row["score"] for row in right], abs=1e-6)
+
+
+def test_auto_descends_as_far_as_it_is_certain(classifier: TaxonClassifier) -> None:
+    depth = {}
+    for least in (0.0, 0.5, 0.9, 1.0):
+        (rows,) = classifier.predict(IMAGES[:1], rank="auto", min_confidence=least)
+        assert all(row["score"] >= least for row in rows)
+        depth[least] = RANKS.index(rows[0]["rank"]) if rows else -1
+    assert depth[0.0] == len(RANKS) - 1
+    assert sorted(depth.values(), reverse=True) == list(depth.values())
+
+
+def test_auto_passes_through_unknown_names(clip: tuple[CLIPModel, CLIPProcessor]) -> None:
+    model, processor = clip
+    goldfish = TAXA[2]
+    bare = TaxonIndex([goldfish], torch.ones(1, 24), logit_scale=1.0)
+    (rows,) = TaxonClassifier(model, processor, bare).predict(IMAGES[:1], rank="auto")
+    assert (rows[0]["rank"], rows[0]["class"], rows[0]["common_name"]) == ("species", "", "goldfish")
+
+
+def test_within_chooses_among_its_taxa_only(classifier: TaxonClassifier) -> None:
+    for rows in classifier.predict(IMAGES, within="Plantae", top_k=10):
+        assert {row["kingdom"] for row in rows} == {"Plantae"}
+        assert sum(row["score"] for row in rows) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_bad_image_is_a_row_and_not_the_end(classifier: TaxonClassifier, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(IMAGES[0].read_bytes()[:200])
+    (tmp_path / "text.jpg").write_text("no image")
+    names = [tmp_path / "broken.png", IMAGES[0], tmp_path / "text.jpg", tmp_path / "gone.png"]
+    results = list(classifier.predict(names, batch_size=2))
+    assert [set(rows[0]) == {"file_name", "error"} for rows in results] == [True, False, True, True]
+    assert "broken.png" in results[0][0]["file_name"]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16"])
+def test_images_of_every_mode_are_read(classifier: TaxonClassifier, mode: str) -> None:
+    (rows,) = classifier.predict([Image.new(mode, (20, 30))])
+    assert "error" not in rows[0]
+
+
+def test_photos_are_turned_upright(classifier: TaxonClassifier, tmp_path: Path) -> None:
+    with Image.open(IMAGES[0]) as image:
+        turned = image.convert("RGB").transpose(Image.Transpose.ROTATE_270)
+        exif = Image.Exif()
+        exif[0x0112] = 8  # to be turned by 90 degrees
+        turned.save(tmp_path / "turned.png", exif=exif)
+    shutil.copy(IMAGES[0], tmp_path / "upright.png")
+    left, right = classifier.predict([tmp_path / "turned.png", tmp_path / "upright.png"], batch_size=1)
+    assert [row["score"] for row in left] == pytest.approx([row["score"] for row in right], abs=1e-6)
+
+
+def test_wrong_arguments_are_refused_before_any_image(classifier: TaxonClassifier) -> None:
+    for options, message in (
+        ({"rank": "tribe"}, "auto"),
+        ({"within": "Nowhere"}, "Unknown clade"),
+        ({"top_k": 0}, "top_k"),
+        ({"min_confidence": 1.5}, "min_confidence"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            classifier.predict(IMAGES, **options)
+    with pytest.raises(ValueError, match=r"TaxonIndex\.build"):
+        TaxonClassifier(classifier.model, classifier.processor, TaxonIndex(TAXA, torch.ones(6, 5), logit_scale=1.0))
