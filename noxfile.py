@@ -29,7 +29,7 @@ PROJECTS: dict[str, dict[str, Any]] = {
     path.parent.name: nox.project.load_toml(path)["project"] for path in sorted(ROOT.glob("packages/*/pyproject.toml"))
 }
 # peft is here for the tests that meet adapters; no package requires it yet.
-TEST_TOOLS = ["hypothesis", "peft", "pytest", "pytest-cov", "pytest-xdist"]
+TEST_TOOLS = ["hypothesis>=6.100", "peft>=0.18", "pytest>=9.0", "pytest-cov>=5", "pytest-xdist>=3.5"]
 DEV_TOOLS = [*TEST_TOOLS, "matplotlib", "mypy", "nox"]
 DEV = ROOT / ".nox" / "dev" / ("Scripts" if os.name == "nt" else "bin")
 # One thread in each process: small tensors gain nothing from more, and processes do not fight for cores.
@@ -111,7 +111,8 @@ def minimums(session: nox.Session) -> None:
     dists, options = split_posargs(session)
     pins = Path(session.create_tmp()) / "minimums.txt"
     pins.write_text("".join(f"{name}=={version}\n" for name, version in lower_bounds(dists).items()), encoding="utf-8")
-    session.install(*with_extras(dists), *TEST_TOOLS, "-c", str(pins))
+    # torchvision: the oldest transformers need it for AutoImageProcessor.
+    session.install(*with_extras(dists), "torchvision>=0.20", *TEST_TOOLS, "-c", str(pins))
     session.run("pip", "freeze", silent=False)
     session.run("python", "-m", "pytest", *(f"tests/{dist}" for dist in dists), *options, env=ONE_THREAD)
 
