@@ -2,14 +2,19 @@
 
 from taxaclip.classification import TaxonClassifier
 from taxaclip.convert import from_pretrained, hf_to_open_clip, open_clip_to_hf
+from taxaclip.distributed import cached_backward, distributed_contrastive_loss
+from taxaclip.few_shot import FewShotClassifier
 from taxaclip.geometry import VariationGeometry, variation_geometry
 from taxaclip.index import RankScores, TaxonIndex
+from taxaclip.labels import LabelClassifier
 from taxaclip.losses import chunked_contrastive_loss, contrastive_loss, replay_loss
 from taxaclip.open_clip import UnsupportedArchitecture
 from taxaclip.taxonomy import RANKS, TaxonPath, normalise
 
 __all__ = [
     "RANKS",
+    "FewShotClassifier",
+    "LabelClassifier",
     "RankScores",
     "TaxonClassifier",
     "TaxonIndex",
@@ -17,8 +22,10 @@ __all__ = [
     "UnsupportedArchitecture",
     "VariationGeometry",
     "__version__",
+    "cached_backward",
     "chunked_contrastive_loss",
     "contrastive_loss",
+    "distributed_contrastive_loss",
     "from_pretrained",
     "hf_to_open_clip",
     "normalise",

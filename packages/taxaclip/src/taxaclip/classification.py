@@ -1,19 +1,17 @@
 """Zero-shot classification of images into taxa: at one rank, or at the lowest rank that is certain enough."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
 from transformers import CLIPModel, CLIPProcessor
 
 from taxaclip.functional import greedy_path
+from taxaclip.images import ImageInput, embed_images, read_batches
 from taxaclip.index import RankScores, TaxonIndex, Within
 from taxaclip.taxonomy import RANKS
 
 Row = dict[str, Any]
-ImageInput = str | Path | Image.Image
 
 
 class TaxonClassifier:
@@ -54,17 +52,6 @@ class TaxonClassifier:
                 f"got {index.embeddings.shape[1]}; build it with TaxonIndex.build(model, ...)."
             )
         self.model, self.processor, self.index = model, processor, index
-
-    @torch.no_grad()
-    def embed(self, images: list[Image.Image]) -> torch.Tensor:
-        """Returns the normalised image embeddings, (num_images, dim), float32, on the CPU.
-
-        Args:
-            images (list of `PIL.Image.Image`): RGB images.
-        """
-        pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
-        pooled = self.model.vision_model(pixels.to(self.model.device, self.model.dtype)).pooler_output
-        return torch.nn.functional.normalize(self.model.visual_projection(pooled).float(), dim=-1).cpu()
 
     def predict(
         self,
@@ -109,28 +96,18 @@ class TaxonClassifier:
     def _predict(
         self, images: Iterable[ImageInput], rank: str, top_k: int, least: float, within: Within | None, size: int
     ) -> Iterator[list[Row]]:
-        batch: list[tuple[str, Image.Image | str]] = []
-        for image in images:
-            batch.append(_read(image))
-            if len(batch) == size:
-                yield from self._predict_batch(batch, rank, top_k, least, within)
-                batch = []
-        yield from self._predict_batch(batch, rank, top_k, least, within)
-
-    def _predict_batch(
-        self, batch: list[tuple[str, Image.Image | str]], rank: str, top_k: int, least: float, within: Within | None
-    ) -> Iterator[list[Row]]:
-        readable = [image for _, image in batch if isinstance(image, Image.Image)]
-        scores = self.index.score(self.embed(readable), within) if readable else None
-        number = 0
-        for name, image in batch:
-            if scores is None or not isinstance(image, Image.Image):
-                yield [{"file_name": name, "error": str(image)}]
-                continue
-            rows = self._auto(scores, number, least) if rank == "auto" else self._top(scores, number, rank, top_k)
-            cosine = float(scores.max_cosine[number])
-            yield [{"file_name": name, **row, "max_cosine": cosine} for row in rows]
-            number += 1
+        for names, pictures in read_batches(images, size):
+            embeds = embed_images(self.model, self.processor, pictures) if pictures else None
+            scores = None if embeds is None else self.index.score(embeds, within)
+            number = 0
+            for name, error in names:
+                if scores is None or error is not None:
+                    yield [{"file_name": name, "error": error}]
+                    continue
+                rows = self._auto(scores, number, least) if rank == "auto" else self._top(scores, number, rank, top_k)
+                cosine = float(scores.max_cosine[number])
+                yield [{"file_name": name, **row, "max_cosine": cosine} for row in rows]
+                number += 1
 
     def _top(self, scores: RankScores, number: int, rank: str, top_k: int) -> list[Row]:
         probs = scores.probs[rank][number]
@@ -159,14 +136,3 @@ class TaxonClassifier:
             "rank": rank,
             "score": score,
         }
-
-
-def _read(image: ImageInput) -> tuple[str, Image.Image | str]:
-    """Returns a name, and the image upright and in RGB or what is wrong with it."""
-    name = str(getattr(image, "filename", "")) if isinstance(image, Image.Image) else str(image)
-    try:
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        upright: Image.Image = ImageOps.exif_transpose(opened)
-        return name, upright.convert("RGB")
-    except OSError as error:
-        return name, f"cannot be read as an image: {error}"

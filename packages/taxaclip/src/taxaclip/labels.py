@@ -1,0 +1,93 @@
+"""Zero-shot classification by labels of one's own, which may be summed into bins."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import CLIPModel, CLIPProcessor
+
+from taxaclip.images import ImageInput, embed_images, read_batches
+from taxaclip.index import TEMPLATES, embed_texts
+from taxaclip.taxonomy import clean_text
+
+Row = dict[str, Any]
+
+
+class LabelClassifier:
+    """Classifies images by any labels.
+
+    Args:
+        model (`CLIPModel`): any CLIP; used as it is, on its device.
+        processor (`CLIPProcessor`): its processor.
+        labels (sequence of `str`): distinct labels; they may hold commas.
+        templates (sequence of `str`, defaults to `("a photo of {}.",)`): prompts with one `{}` each; the embeddings of
+            several are averaged.
+        bins (mapping from `str` to `str`, *optional*): the bin of every label; probabilities are summed in bins.
+
+    Raises:
+        ValueError: for no or repeated labels, or a label without a bin.
+
+    Example:
+
+    ```python
+    >>> from taxaclip import LabelClassifier
+    >>> LabelClassifier(None, None, ["bee", "bee"])
+    Traceback (most recent call last):
+        ...
+    ValueError: Expected distinct labels, at least one, got 'bee' more than once.
+
+    ```
+    """
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        processor: CLIPProcessor,
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] = TEMPLATES,
+        bins: Mapping[str, str] | None = None,
+    ):
+        repeated = next((label for label in labels if list(labels).count(label) > 1), None)
+        if not labels or repeated is not None:
+            got = "none" if repeated is None else f"{repeated!r} more than once"
+            raise ValueError(f"Expected distinct labels, at least one, got {got}.")
+        if bins is not None and (missing := [label for label in labels if not bins.get(label)]):
+            raise ValueError(f"Expected a bin for every label, got none for {missing[:5]}.")
+        self.model, self.processor = model, processor
+        prompts = [clean_text(template.format(label)) for label in labels for template in templates]
+        embeds = embed_texts(model, processor, prompts).unflatten(0, (len(labels), len(templates))).mean(dim=1)
+        self.embeddings = torch.nn.functional.normalize(embeds, dim=-1)
+        bin_of = list(labels) if bins is None else [bins[label] for label in labels]
+        self.classes = list(dict.fromkeys(bin_of))
+        self._bin = torch.tensor([self.classes.index(name) for name in bin_of])
+
+    def predict(self, images: Iterable[ImageInput], *, top_k: int = 5, batch_size: int = 32) -> Iterator[list[Row]]:
+        """Yields the likeliest labels, or bins, of each image, in the order of the images.
+
+        Args:
+            images (iterable of paths or `PIL.Image.Image`): the images.
+            top_k (`int`, defaults to 5): labels for each image.
+            batch_size (`int`, defaults to 32): images at a time.
+
+        Yields:
+            list of `dict` with `file_name`, `classification` and `score` (probability); one of `file_name` and
+            `error` where an image cannot be read.
+        """
+        for names, pictures in read_batches(images, batch_size):
+            scores = iter(self._score(embed_images(self.model, self.processor, pictures)) if pictures else ())
+            for name, error in names:
+                if error is not None:
+                    yield [{"file_name": name, "error": error}]
+                    continue
+                probs = next(scores)
+                order = torch.argsort(probs, descending=True, stable=True)[:top_k].tolist()
+                yield [
+                    {"file_name": name, "classification": self.classes[number], "score": float(probs[number])}
+                    for number in order
+                ]
+
+    def _score(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Probabilities of the classes, (num_images, num_classes)."""
+        probs = (self.model.logit_scale.exp().cpu() * embeds @ self.embeddings.T).softmax(dim=1).detach()
+        return probs.new_zeros(len(probs), len(self.classes)).index_add_(1, self._bin, probs)
