@@ -1,6 +1,10 @@
 """Visual PEFT methods for Hugging Face peft, and ensembles of them. Importing registers the methods with peft."""
 
+from .aggregation import aggregate, dawid_skene
+from .diversity import DiversityReport, measure_diversity
+from .interpolation import interpolate, mix_outputs, wise_curve
 from .modeling_classifier import ClassTokenClassifier, load_classifier
+from .selection import Selection, UnsupervisedSelector
 from .structure import VisionStructure, find_structure
 from .tuners import (
     AdaptFormerConfig,
@@ -22,17 +26,26 @@ __all__ = [
     "ClassTokenClassifier",
     "ConvPassConfig",
     "DiffFitConfig",
+    "DiversityReport",
     "FacTConfig",
     "HoulsbyConfig",
     "PfeifferConfig",
     "RepAdapterConfig",
     "SSFConfig",
+    "Selection",
     "SharedLoraConfig",
+    "UnsupervisedSelector",
     "VPTConfig",
     "VisionStructure",
     "__version__",
+    "aggregate",
+    "dawid_skene",
     "find_structure",
+    "interpolate",
     "load_classifier",
+    "measure_diversity",
+    "mix_outputs",
+    "wise_curve",
 ]
 
 __version__ = "0.1.0"

@@ -56,6 +56,16 @@ class VisionStructure:
         hidden_size: width of the tokens.
         num_prefix_tokens: tokens in front of the patches: CLS, distillation, registers.
         grid: rows and columns of patches at the configured image size.
+
+    Example:
+
+    ```python
+    >>> from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+    >>> config = Dinov2WithRegistersConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=28)
+    >>> find_structure(Dinov2WithRegistersModel(config)).num_prefix_tokens  # class token and four registers
+    5
+
+    ```
     """
 
     blocks: tuple[Block, ...] = field(repr=False)
