@@ -1,0 +1,21 @@
+"""Fourteen atomic visual abilities, one fingerprint for each vision model."""
+
+from hf_ava_bench.abilities import ABILITIES, Ability, find_ability
+from hf_ava_bench.evaluation import list_metrics, metric_path
+from hf_ava_bench.export import export_space
+from hf_ava_bench.results import score_files
+from hf_ava_bench.scoring import Score, compute_score
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ABILITIES",
+    "Ability",
+    "Score",
+    "compute_score",
+    "export_space",
+    "find_ability",
+    "list_metrics",
+    "metric_path",
+    "score_files",
+]
