@@ -23,6 +23,21 @@ def family(request: pytest.FixtureRequest) -> Iterator[Family]:
 
 
 @pytest.fixture
+def named_family() -> Iterator[Any]:
+    """Builds families by name."""
+    built: list[Family] = []
+
+    def build(name: str) -> Family:
+        built.append(build_family(name))
+        return built[-1]
+
+    yield build
+    for family in built:
+        detach(family.model)
+        family.model.set_attn_implementation("sdpa")
+
+
+@pytest.fixture
 def llava() -> Iterator[Family]:
     family = build_family("llava")
     yield family

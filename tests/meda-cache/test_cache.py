@@ -9,133 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers import DynamicCache
 
 from meda_cache import CompressionConfig, MedaCache, attach
-from support.tiny_decoders import TEXT, Family, MaskedFullCache, build_family
-
-BATCHES = {"B1": (2,), "B3-padded": (1, 3, 2)}
-
-
-@torch.no_grad()
-def run(
-    model: Any, inputs: dict[str, torch.Tensor], cache: Any, steps: torch.Tensor, chunk: int
-) -> list[torch.Tensor]:
-    """Returns the logits of the prompt's last token and of every step that feeds `chunk` tokens of `steps`."""
-    mask = inputs["attention_mask"]
-    is_qwen = "image_grid_thw" in inputs  # finds the positions of the prompt itself, those of a later chunk not
-    positions = {} if is_qwen else {"position_ids": (mask.cumsum(dim=1) - 1).clamp(min=0)}
-    output = model(**inputs, **positions, past_key_values=cache, use_cache=True)
-    logits = [output.logits[:, -1:]]
-    for start in range(0, steps.shape[1], chunk):
-        if start == 0 and isinstance(cache, MedaCache):
-            cache.compress()
-        tokens = steps[:, start : start + chunk]
-        mask = torch.cat([mask, torch.ones_like(tokens)], dim=1)
-        position_ids = mask.cumsum(dim=1)[:, -tokens.shape[1] :] - 1
-        if is_qwen:
-            position_ids = (position_ids + model.model.rope_deltas).expand(3, -1, -1)
-        output = model(input_ids=tokens, attention_mask=mask, position_ids=position_ids, past_key_values=cache)
-        logits.append(output.logits)
-    return logits
-
-
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("counts", BATCHES.values(), ids=BATCHES)
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_equals_a_full_cache_with_the_evicted_slots_masked(
-    family: Family, counts: tuple[int, ...], chunk: int, implementation: str
-) -> None:
-    """The oracle: positions, masks, GQA and per-layer lengths are right if and only if the logits agree."""
-    model, inputs = family.model, family.prompts(*counts)
-    steps = torch.randint(3, 90, (len(counts), 6), generator=torch.Generator().manual_seed(1))
-    model.set_attn_implementation(implementation)
-    cache = MedaCache(
-        model.config,
-        keep_ratio=0.4,
-        allocation=lambda entropy: torch.arange(1, len(entropy) + 1),
-        recent_fraction=0.3,
-        text_policy="none",
-        merge="none",
-    )
-    with attach(model):
-        compressed = run(model, inputs, cache, steps, chunk)
-    lengths = {layer.physical_length for layer in cache.managed_layers.values()}
-    assert len(lengths) == 4, "all layers should differ in length, or the test shows little"
-    kept = [layer.positions for layer in cache.managed_layers.values()]
-    model.set_attn_implementation("oracle")
-    oracle = MaskedFullCache(model.config, kept, inputs["input_ids"].shape[1])
-    expected = run(model, inputs, oracle, steps, chunk)
-    model.set_attn_implementation("sdpa")
-    full = run(model, inputs, DynamicCache(config=model.config), steps, chunk)
-    for ours, theirs in zip(compressed, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(compressed[0], full[0], atol=1e-4, rtol=1e-4)  # the prompt is read with full attention
-    assert (compressed[-1] - full[-1]).abs().max() > 1e-2, "eviction should be visible, or the test shows little"
-
-
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"do_sample": False},
-        {"do_sample": False, "num_beams": 3},
-        {"do_sample": True, "num_return_sequences": 2, "temperature": 2.0},
-    ],
-    ids=["greedy", "beam", "sample"],
-)
-def test_keep_ratio_1_is_token_identical_to_dynamic_cache(
-    family: Family, options: dict[str, Any], implementation: str
-) -> None:
-    model, inputs = family.model, family.prompts(1, 3)
-    model.set_attn_implementation(implementation)
-    torch.manual_seed(5)
-    expected = model.generate(**inputs, max_new_tokens=8, **options)
-    torch.manual_seed(5)
-    with attach(model):
-        cache = MedaCache(model.config, keep_ratio=1)
-        tokens = model.generate(**inputs, past_key_values=cache, max_new_tokens=8, **options)
-    assert torch.equal(tokens, expected)
+from support.tiny_decoders import Family, build_family, run_steps
 
 
 def test_keep_ratio_1_gives_bit_equal_logits(llava: Family) -> None:
     llava.model.set_attn_implementation("eager")
     inputs, steps = llava.prompts(2), torch.tensor([[5, 6, 7]])
-    expected = run(llava.model, inputs, DynamicCache(config=llava.model.config), steps, 1)
+    expected = run_steps(llava, inputs, DynamicCache(config=llava.model.config), steps, 1)
     with attach(llava.model):
-        logits = run(llava.model, inputs, MedaCache(llava.model.config, keep_ratio=1), steps, 1)
+        logits = run_steps(llava, inputs, MedaCache(llava.model.config, keep_ratio=1), steps, 1)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(logits, expected, strict=True))
-
-
-@pytest.mark.parametrize("merge", ["average", "value"])
-def test_row_of_a_padded_batch_equals_the_prompt_alone(family: Family, merge: str) -> None:
-    inputs = family.prompts(1, 3, 2)
-    rows = inputs["input_ids"].shape[0]
-    steps = torch.randint(3, 90, (rows, 4), generator=torch.Generator().manual_seed(1))
-    with attach(family.model):
-        batch_cache = MedaCache(family.model.config, keep_ratio=0.3, merge=merge)
-        batch = run(family.model, inputs, batch_cache, steps, 1)
-        first_image = 0
-        for row, count in enumerate((1, 3, 2)):
-            tokens = inputs["attention_mask"][row].bool()
-            names = [name for name in inputs if name not in ("pixel_values", "image_grid_thw")]
-            alone = {name: inputs[name][row : row + 1, tokens] for name in names}
-            images = slice(first_image, first_image + count)
-            first_image += count
-            if family.name == "llava":
-                alone["pixel_values"] = inputs["pixel_values"][images]
-            elif family.name == "idefics3":
-                alone["pixel_values"] = inputs["pixel_values"][row : row + 1, :count]
-            elif family.name == "qwen2_5_vl":
-                alone["image_grid_thw"] = inputs["image_grid_thw"][images]
-                alone["pixel_values"] = inputs["pixel_values"].unflatten(0, (-1, 16))[images].flatten(0, 1)
-            cache = MedaCache(family.model.config, keep_ratio=0.3, merge=merge)
-            logits = run(family.model, alone, cache, steps[row : row + 1], 1)
-            for ours, batched in zip(logits, batch, strict=True):
-                torch.testing.assert_close(ours[0], batched[row], atol=1e-4, rtol=1e-4)
-            budgets = [layer.budget[0] for layer in cache.stats().layers]
-            assert budgets == [layer.budget[row] for layer in batch_cache.stats().layers]
 
 
 def test_permuting_the_batch_permutes_the_output(llava: Family) -> None:
@@ -243,7 +129,7 @@ def test_crop_takes_back_generated_tokens(llava: Family) -> None:
     inputs, steps = llava.prompts(2), torch.tensor([[5, 6, 7, 8]])
     with attach(llava.model), torch.no_grad():
         cache = MedaCache(llava.model.config, keep_ratio=0.3)
-        expected = run(llava.model, inputs, cache, steps, 1)[-1]
+        expected = run_steps(llava, inputs, cache, steps, 1)[-1]
         cache.crop(-2)
         assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 2
         for token in (7, 8):
@@ -396,29 +282,6 @@ def test_half_precision_models_work(implementation: str) -> None:
         model.generate(**inputs, past_key_values=cache, max_new_tokens=4, min_new_tokens=4)
     assert {layer.keys.dtype for layer in cache.managed_layers.values()} == {torch.bfloat16}
     assert all(math.isfinite(entropy) for layer in cache.stats().layers for entropy in layer.entropy)
-
-
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_sliding_layers_keep_their_own_class(implementation: str) -> None:
-    torch.manual_seed(0)
-    config = Gemma3TextConfig(
-        **{**TEXT, "head_dim": 8},
-        sliding_window=16,
-        layer_types=["sliding_attention", "full_attention"] * 2,
-    )
-    model = Gemma3ForCausalLM(config).eval()
-    model.set_attn_implementation(implementation)
-    inputs = {"input_ids": torch.arange(3, 63)[None], "attention_mask": torch.ones(1, 60, dtype=torch.long)}
-    expected = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-    with attach(model):
-        cache = MedaCache(config, keep_ratio=1)
-        tokens = model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
-        compressed = MedaCache(config, keep_ratio=0.25)
-        model.generate(**inputs, past_key_values=compressed, max_new_tokens=6, min_new_tokens=6, do_sample=False)
-    assert torch.equal(tokens, expected)
-    assert list(compressed.managed_layers) == [1, 3]
-    assert [type(layer) for layer in compressed.layers[::2]] == [DynamicSlidingWindowLayer] * 2
-    assert sum(layer.budget[0] for layer in compressed.stats().layers) == 0.25 * 2 * 60
 
 
 def test_own_allocation_and_score_are_used(llava: Family) -> None:

@@ -101,7 +101,7 @@ class MedaLayer(DynamicLayer):
         is_frozen = buffer is not None and buffer.is_inference() and not torch.is_inference_mode_enabled()
         if buffer is None or buffer.shape[-2] < needed or is_frozen:
             to_come = max(0, self.expected_length - self.seq_length - num_new)
-            capacity = needed + max(to_come, min(256, max(16, needed // 8)))
+            capacity = needed + to_come + min(256, max(16, needed // 8))
             self._key_buffer, self._value_buffer = (
                 new.new_empty(*new.shape[:2], capacity, new.shape[-1]) for new in (key_states, value_states)
             )

@@ -41,27 +41,33 @@ def allocate_budgets(
 
     ```
     """
-    shares = weights.detach().to("cpu", torch.float64)
-    if shares.ndim != 1 or not bool(torch.isfinite(shares).all()) or bool((shares < 0).any()) or shares.sum() == 0:
+    shares = weights.detach().to("cpu", torch.float64).tolist()
+    if weights.ndim != 1 or not all(0 <= share < math.inf for share in shares) or sum(shares) == 0:
         raise ValueError(
             f"Expected `weights` of shape (num_layers,), finite, >= 0, not all 0, got {weights.tolist()}."
         )
-    low, high = (torch.as_tensor(bound, dtype=torch.float64).expand(shares.shape) for bound in (minimum, maximum))
-    if not bool(((low >= 0) & (low <= high)).all()):
+    lows, highs = ([b] * len(shares) if isinstance(b, int) else list(b) for b in (minimum, maximum))
+    if not all(0 <= low <= high for low, high in zip(lows, highs, strict=True)):
         raise ValueError(f"Expected 0 <= minimum <= maximum, got minimum={minimum} and maximum={maximum}.")
-    total = min(max(total, int(low.sum())), int(high.sum()))
-    shares = (shares / shares.max()).clamp(min=1e-250)
-    below, above = -25.0, math.log(max(float(high.max()), 1.0)) + 600.0
-    for _ in range(200):  # bisection for ln(s); the sum grows with s
+    total = min(max(total, sum(lows)), sum(highs))
+    largest = max(shares)
+    bounded = [(max(share / largest, 1e-250), low, high) for share, low, high in zip(shares, lows, highs, strict=True)]
+
+    def scale(log_factor: float) -> list[float]:
+        factor = math.exp(log_factor)
+        return [min(max(factor * share, low), high) for share, low, high in bounded]
+
+    below, above = -25.0, math.log(max(*highs, 1)) + 600.0
+    for _ in range(100):  # bisection for the logarithm of the factor; the sum grows with it
         middle = (below + above) / 2
-        if (math.exp(middle) * shares).clamp(low, high).sum() < total:
+        if sum(scale(middle)) < total:
             below = middle
         else:
             above = middle
-    budgets = (math.exp(above) * shares).clamp(low, high)
-    rounded = (budgets + 1e-9).floor()
-    remainder = budgets - rounded
-    remainder[rounded >= high] = -1.0
-    order = torch.argsort(remainder, descending=True, stable=True)
-    rounded[order[: total - int(rounded.sum())]] += 1
-    return [int(budget) for budget in rounded]
+    real = scale(above)
+    budgets = [math.floor(budget + 1e-9) for budget in real]
+    remainders = [-1.0 if n >= high else b - n for b, n, high in zip(real, budgets, highs, strict=True)]
+    order = sorted(range(len(budgets)), key=lambda layer: -remainders[layer])  # stable: ties to the lower layer
+    for layer in order[: total - sum(budgets)]:
+        budgets[layer] += 1
+    return budgets
