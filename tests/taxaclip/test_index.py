@@ -146,7 +146,7 @@ def test_built_index_holds_the_model_s_embeddings(clip: tuple[CLIPModel, CLIPPro
     index = TaxonIndex.build(model, processor, [*TAXA, TAXA[0]], dtype="float32", batch_size=2)
     for row in range(len(index)):
         taxon = next(taxon for taxon in TAXA if taxon.names == index.names(row))
-        expected = embed_texts(model, processor, [f"a photo of {taxon.render_index()}."])[0]
+        expected = embed_texts(model, processor, [f"a photo of {taxon.describe('index')}."])[0]
         torch.testing.assert_close(index.embeddings[row], expected, rtol=0, atol=1e-5)
     assert index.logit_scale == pytest.approx(model.logit_scale.exp().item())
 
@@ -155,7 +155,7 @@ def test_several_templates_are_averaged(clip: tuple[CLIPModel, CLIPProcessor]) -
     model, processor = clip
     templates = ["a {}.", "the {}!"]
     index = TaxonIndex.build(model, processor, TAXA[:1], templates=templates, dtype="float32")
-    mean = embed_texts(model, processor, [template.format(TAXA[0].render_index()) for template in templates]).mean(
+    mean = embed_texts(model, processor, [template.format(TAXA[0].describe("index")) for template in templates]).mean(
         dim=0
     )
     torch.testing.assert_close(index.embeddings[0], mean / mean.norm(), rtol=0, atol=1e-5)

@@ -12,7 +12,7 @@ GOLDFISH = TaxonPath(("Animalia", "Chordata", "", "Cypriniformes", "Cyprinidae",
 
 def test_captions_are_those_of_the_training_shards() -> None:
     tax = "Animalia Chordata Mammalia Carnivora Ursidae Ursus arctos"
-    assert {text_type: BEAR.render(text_type) for text_type in TEXT_TYPES} == {
+    assert {text_type: BEAR.caption(text_type) for text_type in TEXT_TYPES} == {
         "sci": "a photo of Ursus arctos.",
         "com": "a photo of Kodiak bear.",
         "taxon": f"a photo of {tax}.",
@@ -20,13 +20,13 @@ def test_captions_are_those_of_the_training_shards() -> None:
         "taxon_com": f"a photo of {tax} with common name Kodiak bear.",
     }
     golden = [entry["text"] for entry in json.loads((GOLDEN / "tokenizer.json").read_text())]
-    assert BEAR.render("taxon_com") in golden
-    assert BEAR.render_index() == f"{tax} Kodiak bear"
+    assert BEAR.caption("taxon_com") in golden
+    assert BEAR.describe("index") == f"{tax} Kodiak bear"
 
 
 def test_holes_and_missing_common_names_leave_no_trace() -> None:
     assert GOLDFISH.taxonomic_name == "Animalia Chordata Cypriniformes Cyprinidae Carassius auratus"
-    assert GOLDFISH.render("com") == "a photo of Carassius auratus."
+    assert GOLDFISH.caption("com") == "a photo of Carassius auratus."
     family = TaxonPath(("Plantae", "", "", "", "Poaceae", "", ""))
     assert (family.scientific_name, family.lowest_rank) == ("Poaceae", "family")
     assert (
@@ -42,7 +42,7 @@ def test_broken_paths_are_refused(names: tuple[str, ...]) -> None:
 
 def test_unknown_text_type_is_refused() -> None:
     with pytest.raises(ValueError, match="taxon_com"):
-        BEAR.render("haiku")
+        BEAR.caption("haiku")
 
 
 def test_labels_of_folders_are_parsed_with_their_holes() -> None:

@@ -125,6 +125,7 @@ class TaxonIndex:
         processor: CLIPProcessor,
         taxa: Sequence[TaxonPath],
         *,
+        text_type: str = "index",
         templates: Sequence[str] = TEMPLATES,
         batch_size: int = 256,
         dtype: str = "float16",
@@ -134,7 +135,8 @@ class TaxonIndex:
         Args:
             model (`CLIPModel`): any CLIP.
             processor (`CLIPProcessor`): its processor.
-            taxa (sequence of `TaxonPath`): the taxa; each is embedded by `TaxonPath.render_index`.
+            taxa (sequence of `TaxonPath`): the taxa.
+            text_type (`str`, defaults to `"index"`): what stands for a taxon in a prompt, as of `TaxonPath.describe`.
             templates (sequence of `str`, defaults to `("a photo of {}.",)`): prompts with one `{}` each; the
                 embeddings of several are averaged.
             batch_size (`int`, defaults to 256): prompts at a time; short ones come together.
@@ -145,14 +147,14 @@ class TaxonIndex:
         """
         if not templates or any(template.count("{}") != 1 for template in templates):
             raise ValueError(f"Expected templates with one '{{}}' each, got {list(templates)}.")
-        texts = [taxon.render_index() for taxon in taxa]
+        texts = [taxon.describe(text_type) for taxon in taxa]
         distinct = sorted(set(texts), key=lambda text: (len(text), text))
         prompts = [clean_text(template.format(text)) for text in distinct for template in templates]
         chunks = [prompts[at : at + batch_size] for at in range(0, len(prompts), batch_size)]
         embeds = torch.cat([embed_texts(model, processor, chunk) for chunk in tqdm(chunks, desc="taxa", disable=None)])
         embeds = embeds.unflatten(0, (len(distinct), len(templates))).mean(dim=1)
         row = {text: number for number, text in enumerate(distinct)}
-        source = {"model": model.config._name_or_path, "templates": list(templates), "text": "index"}
+        source = {"model": model.config._name_or_path, "templates": list(templates), "text_type": text_type}
         scale = model.logit_scale.exp().item()
         return cls(taxa, embeds[[row[text] for text in texts]], logit_scale=scale, dtype=dtype, source=source)
 

@@ -34,7 +34,7 @@ class TaxonPath:
     >>> goldfish = TaxonPath(names, "goldfish")
     >>> goldfish.scientific_name, goldfish.lowest_rank
     ('Carassius auratus', 'species')
-    >>> goldfish.render("sci_com")
+    >>> goldfish.caption("sci_com")
     'a photo of Carassius auratus with common name goldfish.'
 
     ```
@@ -69,11 +69,12 @@ class TaxonPath:
         """All known names, from the kingdom on."""
         return " ".join(name for name in self.names if name)
 
-    def render(self, text_type: str) -> str:
-        """Returns a caption of BioCLIP's training shards.
+    def describe(self, text_type: str) -> str:
+        """Returns what the taxon is called, to be put into a prompt.
 
         Args:
-            text_type (`str`): one of `TEXT_TYPES`. A missing common name falls back to the scientific one.
+            text_type (`str`): one of `TEXT_TYPES`, or `"index"` for the text of the published TreeOfLife embeddings,
+                all names and the common name. A missing common name falls back to the scientific one.
 
         Raises:
             ValueError: for an unknown type.
@@ -85,14 +86,22 @@ class TaxonPath:
             "taxon": self.taxonomic_name,
             "sci_com": f"{self.scientific_name} with common name {common}",
             "taxon_com": f"{self.taxonomic_name} with common name {common}",
+            "index": f"{self.taxonomic_name} {self.common_name}".strip(),
         }
         if text_type not in texts:
-            raise ValueError(f"Unknown text type {text_type!r}; choose from {list(TEXT_TYPES)}.")
-        return f"a photo of {texts[text_type]}."
+            raise ValueError(f"Unknown text type {text_type!r}; choose from {list(texts)}.")
+        return texts[text_type]
 
-    def render_index(self) -> str:
-        """Returns the text of the published TreeOfLife embeddings: the seven names and the common name."""
-        return f"{self.taxonomic_name} {self.common_name}".strip()
+    def caption(self, text_type: str) -> str:
+        """Returns a caption of BioCLIP's training shards.
+
+        Args:
+            text_type (`str`): one of `TEXT_TYPES`.
+
+        Raises:
+            ValueError: for an unknown type.
+        """
+        return f"a photo of {self.describe(text_type)}."
 
 
 def parse_underscore_label(label: str) -> TaxonPath:
