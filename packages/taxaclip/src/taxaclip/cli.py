@@ -1,15 +1,22 @@
-"""Command line: `taxaclip convert`."""
+"""Command line: `taxaclip convert`, `index`, `predict` and `embed`."""
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import torch
 
-from taxaclip.convert import hf_to_open_clip, open_clip_to_hf
+from taxaclip.classification import TaxonClassifier
+from taxaclip.convert import from_pretrained, hf_to_open_clip, open_clip_to_hf
+from taxaclip.index import TaxonIndex
+from taxaclip.labels import LabelClassifier
+from taxaclip.taxonomy import RANKS
+from taxaclip.writing import append_jsonl, finished_names, read_taxa, write_embeddings
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,6 +31,27 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--hidden-act", choices=["gelu", "quick_gelu"], help="instead of what the configuration says")
     convert.add_argument("--keep-replay", action="store_true", help="also write the projection of the replay data")
     convert.add_argument("--push-to-hub", metavar="REPO", help="also upload the result to this repository")
+    index = commands.add_parser("index", help="embed the taxa of a CSV file")
+    index.add_argument("taxa", type=Path, help=f"CSV with the columns {', '.join(RANKS)} and, if known, common_name")
+    index.add_argument("output", type=Path, help="folder of the index")
+    index.add_argument("--dtype", choices=["float32", "float16", "int8"], default="float16")
+    predict = commands.add_parser("predict", help="the likeliest taxa, or labels, of images; goes on where it stopped")
+    predict.add_argument("--index", type=Path, help="folder of a taxon index")
+    predict.add_argument("--labels", help="labels, separated by commas, instead of an index")
+    predict.add_argument("--rank", choices=[*RANKS, "auto"], default="species")
+    predict.add_argument("--min-confidence", type=float, default=0.9, help="for --rank auto")
+    predict.add_argument("--within", nargs="+", metavar="CLADE", help="only taxa of these clades")
+    predict.add_argument("--top-k", type=int, default=5)
+    predict.add_argument("--output", type=Path, required=True, help="JSON lines, one an image; what is there is kept")
+    embed = commands.add_parser("embed", help="image embeddings as safetensors; needs no index")
+    embed.add_argument("--output", type=Path, required=True, help="safetensors file; names are in its metadata")
+    for command in (predict, embed):
+        command.add_argument("images", nargs="+", type=Path, help="images, and folders of images")
+        command.add_argument("--batch-size", type=int, default=32)
+    for command in (index, predict, embed):
+        command.add_argument("--model", required=True, help="Hub id, folder or file, as of taxaclip.from_pretrained")
+        command.add_argument("--tokenizer", help="Hub id or folder, for a model without one")
+        command.add_argument("--device", default="cpu")
     return parser
 
 
@@ -35,23 +63,72 @@ def main(arguments: list[str] | None = None) -> int:
     """
     args = build_parser().parse_args(arguments)
     try:
-        if args.reverse and (args.dtype or args.hidden_act or args.keep_replay):
-            raise ValueError("--dtype, --hidden-act and --keep-replay do not go with --reverse, which is bit-exact.")
-        if args.reverse:
-            folder = hf_to_open_clip(args.src, args.dst)
-        else:
-            folder = open_clip_to_hf(
-                args.src,
-                args.dst,
-                dtype=DTYPES.get(args.dtype),
-                hidden_act=args.hidden_act,
-                keep_replay=args.keep_replay,
-            )
-        if args.push_to_hub:
-            huggingface_hub.create_repo(args.push_to_hub, exist_ok=True)
-            huggingface_hub.upload_folder(repo_id=args.push_to_hub, folder_path=folder)
+        {"convert": _convert, "index": _index, "predict": _predict, "embed": _embed}[args.command](args)
     except (OSError, ValueError) as error:
         sys.stderr.write(f"taxaclip: {error}\n")
         return 2
-    sys.stdout.write(f"{folder}\n")
+    sys.stdout.write(f"{args.dst if args.command == 'convert' else args.output}\n")
     return 0
+
+
+def _convert(args: argparse.Namespace) -> None:
+    if args.reverse and (args.dtype or args.hidden_act or args.keep_replay):
+        raise ValueError("--dtype, --hidden-act and --keep-replay do not go with --reverse, which is bit-exact.")
+    if args.reverse:
+        hf_to_open_clip(args.src, args.dst)
+    else:
+        dtype = DTYPES.get(args.dtype)
+        open_clip_to_hf(args.src, args.dst, dtype=dtype, hidden_act=args.hidden_act, keep_replay=args.keep_replay)
+    if args.push_to_hub:
+        huggingface_hub.create_repo(args.push_to_hub, exist_ok=True)
+        huggingface_hub.upload_folder(repo_id=args.push_to_hub, folder_path=args.dst)
+
+
+def _index(args: argparse.Namespace) -> None:
+    taxa = read_taxa(args.taxa)
+    model, processor = from_pretrained(args.model, tokenizer=args.tokenizer)
+    TaxonIndex.build(model.eval().to(args.device), processor, taxa, dtype=args.dtype).save_pretrained(args.output)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    if (args.index is None) == (args.labels is None):
+        raise ValueError("Expected either --index or --labels.")
+    done = finished_names(args.output)
+    images = [path for path in _find_images(args.images) if str(path) not in done]
+    model, processor = from_pretrained(args.model, tokenizer=args.tokenizer)
+    model.eval().to(args.device)
+    if args.labels is not None:
+        labels = [label.strip() for label in args.labels.split(",")]
+        results = LabelClassifier(model, processor, labels).predict(
+            images, top_k=args.top_k, batch_size=args.batch_size
+        )
+    else:
+        results = TaxonClassifier(model, processor, TaxonIndex.from_pretrained(args.index)).predict(
+            images,
+            rank=args.rank,
+            top_k=args.top_k,
+            min_confidence=args.min_confidence,
+            within=args.within,
+            batch_size=args.batch_size,
+        )
+    append_jsonl(args.output, results, [str(path) for path in images])
+
+
+def _embed(args: argparse.Namespace) -> None:
+    images = list(_find_images(args.images))
+    model, processor = from_pretrained(args.model, tokenizer=args.tokenizer)
+    write_embeddings(args.output, model.eval().to(args.device), processor, images, args.batch_size)
+
+
+def _find_images(paths: list[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        elif path.exists():
+            yield path
+        else:
+            raise FileNotFoundError(f"Expected an image or a folder of images, but there is no {path}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

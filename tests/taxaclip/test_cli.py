@@ -1,0 +1,133 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import CLIPModel, CLIPProcessor
+
+from support.taxa import TAXA
+from taxaclip import RANKS, TaxonClassifier, TaxonIndex, cli
+
+GOLDEN = Path(__file__).parent / "golden"
+IMAGES = [str(GOLDEN / f"img_{number}.png") for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def folders(clip: tuple[CLIPModel, CLIPProcessor], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A model, the taxa as CSV, and an index made from them on the command line."""
+    root = tmp_path_factory.mktemp("cli")
+    model, processor = clip
+    model.save_pretrained(root / "model")
+    processor.image_processor.save_pretrained(root / "model")
+    processor.tokenizer.save_pretrained(root / "model")
+    lines = [",".join([*RANKS, "common_name"]), *(",".join([*taxon.names, taxon.common_name]) for taxon in TAXA)]
+    (root / "taxa.csv").write_text("\n".join(lines))
+    arguments = ["index", str(root / "taxa.csv"), str(root / "index"), "--model", str(root / "model")]
+    assert cli.main([*arguments, "--dtype", "float32"]) == 0
+    return {name: str(root / name) for name in ("model", "taxa.csv", "index")}
+
+
+def read_rows(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_predictions_are_those_of_the_class(
+    folders: dict[str, str], clip: tuple[CLIPModel, CLIPProcessor], tmp_path: Path
+) -> None:
+    out = tmp_path / "rows.jsonl"
+    arguments = ["predict", *IMAGES, "--model", folders["model"], "--index", folders["index"], "--output", str(out)]
+    assert cli.main([*arguments, "--rank", "genus", "--within", "Chordata", "--top-k", "2"]) == 0
+    classifier = TaxonClassifier(*clip, TaxonIndex.from_pretrained(folders["index"]))
+    expected = list(classifier.predict(IMAGES, rank="genus", within=["Chordata"], top_k=2))
+    for line, name, rows in zip(read_rows(out), IMAGES, expected, strict=True):
+        assert line["file_name"] == name
+        assert [row["genus"] for row in line["rows"]] == [row["genus"] for row in rows]
+        assert [row["score"] for row in line["rows"]] == pytest.approx([row["score"] for row in rows], abs=1e-6)
+
+
+def test_labels_folders_and_embeddings(folders: dict[str, str], tmp_path: Path) -> None:
+    common = [str(GOLDEN), "--model", folders["model"]]
+    assert cli.main(["predict", *common, "--labels", "bee, wasp", "--output", str(tmp_path / "rows.jsonl")]) == 0
+    lines = read_rows(tmp_path / "rows.jsonl")
+    assert [line["file_name"] for line in lines] == IMAGES
+    assert {row["classification"] for line in lines for row in line["rows"]} == {"bee", "wasp"}
+    assert cli.main(["embed", *common, "--output", str(tmp_path / "embeds.safetensors")]) == 0
+    with safe_open(tmp_path / "embeds.safetensors", "pt") as file:
+        embeds, names = file.get_tensor("embeddings"), json.loads(file.metadata()["names"])
+    assert names == IMAGES
+    torch.testing.assert_close(embeds.norm(dim=1), torch.ones(4))
+
+
+def test_a_run_goes_on_after_half_a_line(folders: dict[str, str], tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    arguments = ["predict", *IMAGES, "--model", folders["model"], "--index", folders["index"], "--batch-size", "1"]
+    assert cli.main([*arguments, "--output", str(whole)]) == 0
+    lines = whole.read_text().splitlines(keepends=True)
+    cut.write_text("".join(lines[:2]) + lines[2][:30])
+    assert cli.main([*arguments, "--output", str(cut)]) == 0
+    assert cut.read_text() == whole.read_text()
+
+
+def test_a_killed_run_goes_on(folders: dict[str, str], tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(200):
+        (images / f"{number:03d}.png").write_bytes(Path(IMAGES[number % 4]).read_bytes())
+    out = tmp_path / "rows.jsonl"
+    arguments = ["predict", str(images), "--model", folders["model"], "--index", folders["index"]]
+    arguments += ["--batch-size", "1", "--output", str(out)]
+    process = subprocess.Popen([sys.executable, "-m", "taxaclip.cli", *arguments], env=dict(os.environ))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (out.exists() and out.read_text().count("\n") >= 3):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = out.read_text()
+    assert 3 <= before.count("\n") < 200
+    assert cli.main(arguments) == 0
+    lines = read_rows(out)
+    assert [Path(str(line["file_name"])).stem for line in lines] == [f"{number:03d}" for number in range(200)]
+    assert out.read_text().startswith(before[: before.rfind("\n") + 1])
+
+
+def test_nothing_is_overwritten_by_mistake(
+    folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes.txt").write_text("my notes\n")
+    arguments = ["predict", *IMAGES, "--model", folders["model"], "--index", folders["index"]]
+    assert cli.main([*arguments, "--output", str(tmp_path / "notes.txt")]) == 2
+    assert "line 1" in capsys.readouterr().err
+    assert (tmp_path / "notes.txt").read_text() == "my notes\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["predict", *IMAGES, "--output", "x.jsonl"], "either --index or --labels"),
+        (["predict", "gone.png", "--labels", "a", "--output", "x.jsonl"], "there is no gone.png"),
+        (["embed", "gone", "--output", "x.safetensors"], "there is no gone"),
+        (["index", "bad.csv", "x"], "order"),
+        (["index", "empty.csv", "x"], "line 2"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    change: list[str],
+    message: str,
+    folders: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.csv").write_text("kingdom,phylum\nA,B\n")
+    Path("empty.csv").write_text(",".join(RANKS) + "\n,,,,,,\n")
+    assert cli.main([*change, "--model", folders["model"]]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.strip().count("\n") == 0
