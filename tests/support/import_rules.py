@@ -10,7 +10,7 @@ from support.packages import Package
 
 # What a package may require at most. A new row is a decision about the design, not a formality.
 ALLOWED_REQUIREMENTS = {
-    "finer-cam": {"torch", "transformers", "PIL"},
+    "finer-cam": {"torch", "transformers", "PIL", "safetensors"},
     "hf-ava-bench": {"datasets", "evaluate", "PIL", "numpy"},
     "hf-compbench": {"datasets", "evaluate", "PIL", "numpy"},
     "hf-diorama": {"numpy", "PIL", "datasets"},

@@ -1,0 +1,180 @@
+"""Maps of words: a concept against another in CLIP, SigLIP and SigLIP2."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from finer_cam.cam import FinerCAM
+from finer_cam.layers import get_target_layer, unwrap
+from finer_cam.output import FinerCAMOutput
+
+
+class _Concepts(nn.Module):
+    """An image-text model as a classifier whose logits are cosines with given text embeddings."""
+
+    def __init__(self, model: nn.Module, text_embeds: Tensor):
+        super().__init__()
+        self.model, self.text_embeds = model, text_embeds
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
+        features = _embeds(self.model.get_image_features(pixel_values=pixel_values, **kwargs))  # type: ignore[operator]
+        return F.normalize(features.float(), dim=1) @ self.text_embeds.T.to(features.device)
+
+
+def _embeds(features: Any) -> Tensor:
+    """Returns the embeddings; `get_image_features` of newer versions wraps them."""
+    embeds: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return embeds
+
+
+class ZeroShotFinerCAM:
+    """Maps of what a text says about an image that another text does not, for CLIP, SigLIP and SigLIP2.
+
+    The classes are texts: with z the image embedding and t the text embeddings, all of length 1, the objective
+    `z . t_c - gamma * mean z . t_d` is Finer-CAM's (arXiv 2501.11309) with the texts as rows of the classifier. The
+    text tower runs once for a text, and is not differentiated; concepts of one call share one forward. Cosines are
+    differentiated, not logits, whose scale could overflow in half precision and does not change a map.
+
+    Args:
+        model (`CLIPModel`, `SiglipModel` or `Siglip2Model`): it has `get_image_features` and `get_text_features`.
+        processor: its processor, for images and texts.
+        templates (`Sequence[str]`, defaults to `("{}",)`): sentences around a text, whose embeddings are averaged.
+        **options: those of [`FinerCAM`]: target_layer, method, gamma, normalize, clip_outliers, channel_batch_size,
+            top_channels.
+
+    Raises:
+        ValueError: if the model is none of these, or an option does not apply.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
+    >>> from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    >>> from finer_cam import ZeroShotFinerCAM
+    >>> words = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1, "bird": 2, "red": 3, "wing": 4}, "<pad>"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>")
+    >>> processor = CLIPProcessor(CLIPImageProcessorPil(), tokenizer)
+    >>> tower = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    >>> model = CLIPModel(CLIPConfig(text_config=dict(vocab_size=5, eos_token_id=1, bos_token_id=0, **tower),
+    ...                              vision_config=dict(image_size=32, patch_size=8, **tower)))
+    >>> cam = ZeroShotFinerCAM(model, processor)
+    >>> out = cam(pixel_values=torch.randn(2, 3, 32, 32), target=["red wing", "wing"], against="bird")
+    >>> out.maps.shape
+    torch.Size([2, 2, 32, 32])
+
+    ```
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, *, templates: Sequence[str] = ("{}",), **options: Any):
+        self.model = unwrap(model)
+        missing = [name for name in ("get_image_features", "get_text_features") if not hasattr(self.model, name)]
+        if missing:
+            raise ValueError(
+                f"`model` must have `get_image_features` and `get_text_features` as CLIPModel has, but "
+                f"{type(self.model).__name__} has no {' and no '.join(missing)}; use `FinerCAM` for classifiers."
+            )
+        if isinstance(templates, str) or not templates or not all("{}" in template for template in templates):
+            raise ValueError(f"`templates` must be sentences with '{{}}' for the text, got {templates!r}.")
+        refused = sorted({"references", "num_references", "weighting", "processor"} & options.keys())
+        if refused:
+            raise ValueError(f"{refused} do not apply: references are the texts of `against`, weighted equally.")
+        _, options["target_layer"] = get_target_layer(self.model, options.get("target_layer", "auto"))
+        FinerCAM(self.model, **options)  # checks the options
+        self.processor, self.templates, self.options = processor, tuple(templates), options
+        self._text_embeds: dict[str, Tensor] = {}
+
+    def __call__(
+        self,
+        images: Image.Image | Sequence[Image.Image] | None = None,
+        *,
+        target: str | Sequence[str],
+        against: str | Sequence[str] | None = None,
+        gamma: float | Sequence[float] | None = None,
+        pixel_values: Tensor | None = None,
+        **kwargs: Any,
+    ) -> FinerCAMOutput:
+        """Returns the maps of one or several texts.
+
+        Args:
+            images (`PIL.Image.Image` or a list of them): B images, for the processor; or give `pixel_values`.
+            target (`str` or `list[str]`): what to look for, such as "red epaulets"; Q texts give an axis Q.
+            against (`str` or `list[str]`, *optional*):
+                What to compare it with, such as "bird"; without it the maps are base maps.
+            gamma (`float` or `list[float]`, *optional*): instead of that of the object.
+            pixel_values (`torch.Tensor`, *optional*): processed images, with further inputs as keywords.
+
+        Returns:
+            [`FinerCAMOutput`], whose classes are the texts, targets first; `logits` are those of the model.
+
+        Raises:
+            ValueError: if there are no images or no texts.
+        """
+        targets = _texts(target, "target")
+        others = [text for text in _texts(against, "against") if text not in targets] if against is not None else []
+        if against is not None and not others:
+            raise ValueError(f"`against` must have a text other than those of `target`, got {against!r}.")
+        if (images is None) == (pixel_values is None):
+            raise ValueError(
+                "expected either `images` or `pixel_values`, got " + ("both." if images is not None else "none.")
+            )
+        if images is not None:
+            device = next(self.model.parameters()).device
+            kwargs = {**self.processor(images=images, return_tensors="pt").to(device), **kwargs}
+            pixel_values = kwargs.pop("pixel_values")
+        assert pixel_values is not None
+        options = dict(self.options) if others else {**self.options, "gamma": 0.0}
+        cam = FinerCAM(
+            _Concepts(self.model, self._embed([*targets, *others])),
+            references=list(range(len(targets), len(targets) + len(others))) if others else "logits",
+            num_references=len(others),
+            processor=self.processor,
+            **options,
+        )
+        ids = [list(range(len(targets)))] * len(pixel_values)
+        out = cam(
+            pixel_values, target=0 if isinstance(target, str) else ids, gamma=gamma if others else None, **kwargs
+        )
+        return replace(out, logits=self._scale(out.logits))
+
+    def _embed(self, texts: Sequence[str]) -> Tensor:
+        """Returns the embeddings of texts, `(num_texts, D)`, float32, of length 1; those seen before from memory."""
+        # SigLIP was trained on texts padded to their full length.
+        model_type = str(getattr(getattr(self.model, "config", None), "model_type", ""))
+        padding = "max_length" if model_type.startswith("siglip") else True
+        for text in dict.fromkeys(texts):
+            if text not in self._text_embeds:
+                sentences = [template.format(text) for template in self.templates]
+                inputs = self.processor(text=sentences, padding=padding, truncation=True, return_tensors="pt")
+                with torch.inference_mode(False), torch.no_grad():
+                    inputs = inputs.to(next(self.model.parameters()).device)
+                    embeds = _embeds(self.model.get_text_features(**inputs)).float()  # type: ignore[operator]
+                    mean = F.normalize(embeds, dim=1).mean(dim=0)
+                    self._text_embeds[text] = F.normalize(mean, dim=0)
+        return torch.stack([self._text_embeds[text] for text in texts])
+
+    def _scale(self, cosines: Tensor) -> Tensor:
+        """Returns the model's logits from cosines."""
+        scale, bias = getattr(self.model, "logit_scale", None), getattr(self.model, "logit_bias", None)
+        if not isinstance(scale, Tensor):
+            return cosines
+        logits = cosines * scale.detach().float().exp()
+        return logits + bias.detach().float() if isinstance(bias, Tensor) else logits
+
+
+def _texts(value: Any, name: str) -> list[str]:
+    """Returns one text or several as a list."""
+    texts = [value] if isinstance(value, str) else value
+    is_list = isinstance(texts, Sequence) and len(texts) > 0
+    if not is_list or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError(f"`{name}` must be a text or a list of texts, got {value!r}.")
+    if len(set(texts)) != len(texts):
+        raise ValueError(f"`{name}` must not name a text twice, got {value!r}.")
+    return list(texts)
