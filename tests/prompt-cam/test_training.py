@@ -1,0 +1,149 @@
+"""Training: with Trainer and resumed, with accelerate on one and two processes, and what comes out of it."""
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch.testing import assert_close
+from transformers import Trainer, TrainingArguments
+
+from prompt_cam import PromptCAMConfig, PromptCAMForImageClassification, aggregate_heads, get_prompt_cam_model
+from support.planted import NUM_CLASSES, PlantedDataset, build_planted, build_random_vit
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def build_model(**options: Any) -> PromptCAMForImageClassification:
+    torch.manual_seed(0)
+    return get_prompt_cam_model(build_random_vit(), PromptCAMConfig(num_classes=NUM_CLASSES, **options))
+
+
+def train(model: Any, folder: Path, steps: int, resume: bool = False, **options: Any) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        per_device_train_batch_size=64,
+        learning_rate=0.02,
+        lr_scheduler_type="constant",
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        seed=0,
+        **{"save_strategy": "no", **options},
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=PlantedDataset(1024, seed=0),
+        eval_dataset=PlantedDataset(400, seed=1),
+        compute_metrics=lambda result: {"accuracy": float((result.predictions.argmax(1) == result.label_ids).mean())},
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def hash_backbone(model: Any) -> str:
+    digest = hashlib.sha256()
+    for tensor in model.backbone.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_trained_prompts_find_the_planted_trait(tmp_path: Path) -> None:
+    model = build_model()
+    digest = hash_backbone(model)
+    trainer = train(model, tmp_path, steps=120)
+    assert trainer.evaluate()["eval_accuracy"] > 0.9
+    assert hash_backbone(model) == digest
+
+    images, labels, cells, without = build_planted(400, seed=1)
+    model.eval()
+    ranked = model.rank_heads(images, labels)
+    top = aggregate_heads(model.maps(images, labels), ranked.order, 1).flatten(1)
+    energy = top.gather(1, cells[:, None]).mean().item()
+    assert energy > 4 / 16  # four times what an even map puts there
+
+    before, after = (model(batch).logits.argmax(1) for batch in (images, without))
+    flipped = (after != before)[before == labels].float().mean().item()
+    assert flipped > 0.6  # 0.75 is chance among four classes
+    others = torch.arange(NUM_CLASSES).expand(400, -1)[torch.arange(NUM_CLASSES) != labels[:, None]].view(400, -1)
+    wrong = model.maps(images, others[:, 0]).mean(1).flatten(1).gather(1, cells[:, None]).mean().item()
+    assert energy > wrong
+
+
+def test_checkpoints_are_small_and_training_goes_on(tmp_path: Path) -> None:
+    straight = train(build_model(), tmp_path / "straight", steps=6).model
+    train(build_model(), tmp_path / "parts", steps=3, save_strategy="steps", save_steps=3)
+    checkpoint = tmp_path / "parts" / "checkpoint-3"
+    assert set(load_file(checkpoint / "model.safetensors")) == set(straight.state_dict())
+    resumed = train(build_model(), tmp_path / "parts", steps=6, resume=True).model
+    for name, tensor in straight.state_dict().items():
+        assert_close(resumed.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_trainer_switches_checkpointing_on(tmp_path: Path) -> None:
+    plain = train(build_model(), tmp_path, steps=2).model
+    saving = train(build_model(), tmp_path, steps=2, activation_checkpointing=True).model
+    assert any(getattr(module, "gradient_checkpointing", False) for module in saving.backbone.modules())
+    for name, tensor in plain.state_dict().items():
+        assert_close(saving.state_dict()[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_trainer_takes_features_of_the_late_variant(tmp_path: Path) -> None:
+    model = build_model(variant="late", prompt_dropout=0)
+    dataset = PlantedDataset(256, seed=0)
+    features = model.features(dataset.images)
+    rows = [{"hidden_states": one, "labels": label} for one, label in zip(features, dataset.labels, strict=True)]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=150,
+        per_device_train_batch_size=64,
+        learning_rate=0.02,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    Trainer(model=model, args=arguments, train_dataset=rows).train()
+    images, labels, *_ = build_planted(400, seed=1)
+    accuracy = (model.eval()(images).logits.argmax(1) == labels).float().mean().item()
+    assert accuracy > 0.8
+
+
+@pytest.mark.loopback
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    out = tmp_path / "two.safetensors"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = []
+    for rank in ("0", "1"):
+        command = [sys.executable, "-W", "ignore", "-m", "support.prompt_cam_steps", str(out)]
+        environment = {**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(subprocess.Popen(command, env=environment, cwd=ROOT))
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    with safe_open(out, "pt") as file:
+        assert file.metadata() == {"processes": "2"}
+
+    model, data = build_model(prompt_dropout=0), PlantedDataset(48, seed=0)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for images, labels in zip(data.images.split(16), data.labels.split(16), strict=True):
+        optimizer.zero_grad()
+        model(images, labels=labels).loss.backward()
+        optimizer.step()
+    two = load_file(out)
+    assert two.keys() == start.keys()
+    for name, tensor in model.state_dict().items():
+        assert_close(two[name], tensor, atol=1e-6, rtol=1e-5)
+    assert (two["prompts.layer_0"] - start["prompts.layer_0"]).abs().max() > 1e-4  # they did learn
