@@ -29,7 +29,7 @@ def test_permuting_the_batch_permutes_the_output(llava: Family) -> None:
     swapped = {name: tensor.flip(0) for name, tensor in inputs.items()}
     options = {"max_new_tokens": 5, "do_sample": False}
     with attach(llava.model):
-        cache, swapped_cache = (MedaCache(llava.model.config, keep_ratio=0.3) for _ in range(2))
+        cache, swapped_cache = (MedaCache(llava.model.config, preset="meda", keep_ratio=0.3) for _ in range(2))
         tokens = llava.model.generate(**inputs, past_key_values=cache, **options)
         swapped_tokens = llava.model.generate(**swapped, past_key_values=swapped_cache, **options)
     assert torch.equal(tokens, swapped_tokens.flip(0))
@@ -37,7 +37,7 @@ def test_permuting_the_batch_permutes_the_output(llava: Family) -> None:
 
 def test_budgets_are_exact_and_stats_say_what_is_stored(family: Family) -> None:
     inputs = family.prompts(1, 3)
-    cache = MedaCache(family.model.config, keep_ratio=0.37)
+    cache = MedaCache(family.model.config, preset="meda", keep_ratio=0.37)
     new_tokens = 5
     with attach(family.model):
         family.model.generate(**inputs, past_key_values=cache, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
@@ -60,7 +60,7 @@ def test_budgets_are_exact_and_stats_say_what_is_stored(family: Family) -> None:
 
 def test_nothing_keeps_the_evicted_part_alive(llava: Family) -> None:
     inputs = llava.prompts(3)
-    cache = MedaCache(llava.model.config, keep_ratio=0.2)
+    cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.2)
     with attach(llava.model), torch.no_grad():
         llava.model(**inputs, past_key_values=cache)
         full = [weakref.ref(layer.keys.untyped_storage()) for layer in cache.managed_layers.values()]
@@ -72,7 +72,7 @@ def test_nothing_keeps_the_evicted_part_alive(llava: Family) -> None:
 
 
 def test_new_tokens_are_appended_in_place(llava: Family) -> None:
-    cache = MedaCache(llava.model.config, keep_ratio=0.5)
+    cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.5)
     with attach(llava.model), torch.no_grad():
         llava.model(**llava.prompts(2), past_key_values=cache)
         buffers = []
@@ -84,7 +84,7 @@ def test_new_tokens_are_appended_in_place(llava: Family) -> None:
 
 def test_second_turn_reads_only_the_new_tokens_at_their_true_positions(llava: Family) -> None:
     inputs = llava.prompts(2)
-    cache = MedaCache(llava.model.config, keep_ratio=0.3, merge="none")
+    cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3, merge="none")
     seen: list[dict[str, Any]] = []
     with attach(llava.model):
         first = llava.model.generate(**inputs, past_key_values=cache, max_new_tokens=4, min_new_tokens=4)
@@ -100,7 +100,7 @@ def test_second_turn_reads_only_the_new_tokens_at_their_true_positions(llava: Fa
 
 def test_question_after_compressing_the_context_is_kept_whole(llava: Family) -> None:
     inputs = llava.prompts(2)
-    cache = MedaCache(llava.model.config, keep_ratio=0.2)
+    cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.2)
     question = torch.tensor([[7, 8, 9, 10]])
     with attach(llava.model), torch.no_grad():
         llava.model(**inputs, past_key_values=cache)
@@ -114,9 +114,9 @@ def test_question_after_compressing_the_context_is_kept_whole(llava: Family) -> 
 def test_bare_loop_without_positions_equals_generate(llava: Family) -> None:
     inputs = llava.prompts(2)
     with attach(llava.model), torch.no_grad():
-        cache = MedaCache(llava.model.config, keep_ratio=0.3)
+        cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
         expected = llava.model.generate(**inputs, past_key_values=cache, max_new_tokens=6, do_sample=False)
-        cache = MedaCache(llava.model.config, keep_ratio=0.3)
+        cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
         logits = llava.model(**inputs, past_key_values=cache).logits
         tokens = []
         for _ in range(6):
@@ -128,7 +128,7 @@ def test_bare_loop_without_positions_equals_generate(llava: Family) -> None:
 def test_crop_takes_back_generated_tokens(llava: Family) -> None:
     inputs, steps = llava.prompts(2), torch.tensor([[5, 6, 7, 8]])
     with attach(llava.model), torch.no_grad():
-        cache = MedaCache(llava.model.config, keep_ratio=0.3)
+        cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
         expected = run_steps(llava, inputs, cache, steps, 1)[-1]
         cache.crop(-2)
         assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 2
@@ -143,13 +143,13 @@ def test_batch_can_be_repeated_reordered_and_selected(llava: Family) -> None:
     steps = torch.randint(3, 90, (2, 3), generator=torch.Generator().manual_seed(1))
     inputs = llava.prompts(1, 2)
     with attach(llava.model), torch.no_grad():
-        cache = MedaCache(llava.model.config, keep_ratio=0.3)
+        cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
         llava.model(**inputs, past_key_values=cache)
         cache.reorder_cache(torch.tensor([1, 0]))  # before the compression: statistics must follow
         cache.batch_repeat_interleave(2)
         cache.compress()
         cache.batch_select_indices(torch.tensor([2, 0]))  # back to the first order
-        expected = MedaCache(llava.model.config, keep_ratio=0.3)
+        expected = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
         llava.model(**inputs, past_key_values=expected)
         expected.compress()
         mask = torch.cat([inputs["attention_mask"], torch.ones_like(steps)], dim=1)
@@ -161,21 +161,21 @@ def test_batch_can_be_repeated_reordered_and_selected(llava: Family) -> None:
 
 
 def test_reset_makes_the_cache_as_new(llava: Family) -> None:
-    cache = MedaCache(llava.model.config, keep_ratio=0.3)
+    cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
     options = {"past_key_values": cache, "max_new_tokens": 5, "do_sample": False}
     with attach(llava.model):
         llava.model.generate(**llava.prompts(3, seed=1), **options)
         cache.reset()
         assert cache.get_seq_length() == 0
         again = llava.model.generate(**llava.prompts(2), **options)
-        options["past_key_values"] = MedaCache(llava.model.config, keep_ratio=0.3)
+        options["past_key_values"] = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
         fresh = llava.model.generate(**llava.prompts(2), **options)
     assert torch.equal(again, fresh)
 
 
 def test_deepcopy_answers_two_questions_on_one_compressed_context(llava: Family) -> None:
     def read_context() -> MedaCache:
-        cache = MedaCache(llava.model.config, keep_ratio=0.3)
+        cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
         llava.model(**llava.prompts(2), past_key_values=cache)
         cache.compress()
         return cache
@@ -194,7 +194,7 @@ def test_prompt_of_text_only_uses_the_full_entropy(llava: Family) -> None:
     inputs = {"input_ids": torch.arange(3, 40)[None], "attention_mask": torch.ones(1, 37, dtype=torch.long)}
     entropies = []
     for entropy in ("cross", "full"):
-        cache = MedaCache(llava.model.config, keep_ratio=0.3, entropy=entropy)
+        cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3, entropy=entropy)
         with attach(llava.model), torch.no_grad():
             llava.model(**inputs, past_key_values=cache)
             cache.compress()
@@ -205,7 +205,7 @@ def test_prompt_of_text_only_uses_the_full_entropy(llava: Family) -> None:
 
 
 def test_mixed_batch_says_which_entropy_each_prompt_has(llava: Family) -> None:
-    cache = MedaCache(llava.model.config, keep_ratio=0.3)
+    cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
     with attach(llava.model), torch.no_grad():
         llava.model(**llava.prompts(0, 2), past_key_values=cache)
         cache.compress()
@@ -213,7 +213,7 @@ def test_mixed_batch_says_which_entropy_each_prompt_has(llava: Family) -> None:
 
 
 def test_stats_are_json_and_count_spare_slots(llava: Family) -> None:
-    cache = MedaCache(llava.model.config, keep_ratio=0.3, allocation="uniform")
+    cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3, allocation="uniform")
     with attach(llava.model):
         llava.model.generate(**llava.prompts(2), past_key_values=cache, max_new_tokens=4, min_new_tokens=4)
     stats = json.loads(json.dumps(cache.stats().to_dict(), allow_nan=False))
@@ -226,7 +226,7 @@ def test_stats_are_json_and_count_spare_slots(llava: Family) -> None:
 
 def test_inference_mode_and_no_grad_can_follow_each_other(llava: Family) -> None:
     inputs = llava.prompts(2)
-    cache = MedaCache(llava.model.config, keep_ratio=0.3)
+    cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
     with attach(llava.model):
         with torch.inference_mode():
             llava.model(**inputs, past_key_values=cache)
@@ -238,12 +238,14 @@ def test_inference_mode_and_no_grad_can_follow_each_other(llava: Family) -> None
 
 def test_a_prompt_that_failed_can_be_read_again(llava: Family) -> None:
     inputs = llava.prompts(2)
-    cache = MedaCache(llava.model.config, keep_ratio=0.3)
+    cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
     with attach(llava.model), torch.no_grad():
         with pytest.raises(ValueError, match="Image features and image tokens"):
             llava.model(**{**inputs, "pixel_values": inputs["pixel_values"][:1]}, past_key_values=cache)
         again = llava.model(**inputs, past_key_values=cache).logits
-        fresh = llava.model(**inputs, past_key_values=MedaCache(llava.model.config, keep_ratio=0.3)).logits
+        fresh = llava.model(
+            **inputs, past_key_values=MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
+        ).logits
     assert torch.equal(again, fresh)
 
 
@@ -253,7 +255,7 @@ def test_second_turn_of_a_padded_batch_equals_each_prompt_alone() -> None:
     turn = torch.tensor([[7, 8, 9], [0, 11, 12]])  # the second row has padding in the middle
     turn_mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
     with attach(family.model), torch.no_grad():
-        cache = MedaCache(family.model.config, keep_ratio=0.4)
+        cache = MedaCache(family.model.config, preset="meda", keep_ratio=0.4)
         positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         family.model(**inputs, position_ids=positions, past_key_values=cache)
         cache.compress()
@@ -261,7 +263,7 @@ def test_second_turn_of_a_padded_batch_equals_each_prompt_alone() -> None:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -3:]
         batch = family.model(input_ids=turn, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
         for row in range(2):
-            alone = MedaCache(family.model.config, keep_ratio=0.4)
+            alone = MedaCache(family.model.config, preset="meda", keep_ratio=0.4)
             family.model(
                 input_ids=inputs["input_ids"][row : row + 1, inputs["attention_mask"][row].bool()],
                 past_key_values=alone,
@@ -277,7 +279,7 @@ def test_half_precision_models_work(implementation: str) -> None:
     model, inputs = copy.deepcopy(family.model).to(torch.bfloat16), family.prompts(1, 3)
     model.set_attn_implementation(implementation)
     inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
-    cache = MedaCache(model.config, keep_ratio=0.3)
+    cache = MedaCache(model.config, preset="meda", keep_ratio=0.3)
     with attach(model):
         model.generate(**inputs, past_key_values=cache, max_new_tokens=4, min_new_tokens=4)
     assert {layer.keys.dtype for layer in cache.managed_layers.values()} == {torch.bfloat16}

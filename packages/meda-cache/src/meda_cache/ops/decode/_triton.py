@@ -47,6 +47,7 @@ def split_decode_fwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_L: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_DV: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """Softmax of scale q K^T + bias times V over one split of the slots: maximum, sum, and weighted values.
 
@@ -78,6 +79,8 @@ def split_decode_fwd_kernel(  # type: ignore[no-untyped-def]
             mask=valid[:, None] & (d < dim)[None],
             other=0.0,
         )
+        if WIDE:
+            q, k = q.to(tl.float32), k.to(tl.float32)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if HAS_BIAS:
             scores += tl.load(p_bias + row * num_slots + slot, mask=valid, other=0.0)[None]
@@ -90,6 +93,8 @@ def split_decode_fwd_kernel(  # type: ignore[no-untyped-def]
             mask=valid[:, None] & (dv < value_dim)[None],
             other=0.0,
         )
+        if WIDE:
+            v = v.to(tl.float32)
         acc = acc * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         total = total * fade + tl.sum(weights, axis=1)
         top = new_top
@@ -146,7 +151,9 @@ def decode_attention(
         empty if bias is None else bias.float().contiguous(), acc, top, total, query_states.stride(0),
         query_states.stride(1), query_states.stride(3), *key_states.stride(), *value_states.stride(), num_heads,
         groups, num_slots, dim, value_dim, slots_per_split, scaling, HAS_START=start is not None,
-        HAS_BIAS=bias is not None, BLOCK_G=max(16, triton.next_power_of_2(groups)), BLOCK_L=block,
+        HAS_BIAS=bias is not None,
+        WIDE=not key_states.is_cuda,  # the interpreter has no bf16 dot
+        BLOCK_G=max(16, triton.next_power_of_2(groups)), BLOCK_L=block,
         BLOCK_D=max(16, triton.next_power_of_2(dim)), BLOCK_DV=max(16, triton.next_power_of_2(value_dim)),
     )  # fmt: skip
     block_dv = triton.next_power_of_2(value_dim)

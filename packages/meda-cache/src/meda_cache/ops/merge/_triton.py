@@ -12,11 +12,12 @@ RULES = {"mean": 0, "pivotal": 1, "normalized": 2}
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _load_rows(pointer, index, valid, stride, dim, stride_d, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows `index` of a matrix, zero where not valid and beyond `dim`."""
+def _load_rows(pointer, index, valid, stride, dim, stride_d, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows `index` of a matrix, zero where not valid and beyond `dim`; as float32 if WIDE."""
     d = tl.arange(0, BLOCK_D)
     address = pointer + index.to(tl.int64)[:, None] * stride + d[None] * stride_d
-    return tl.load(address, mask=valid[:, None] & (d < dim)[None], other=0.0)
+    rows = tl.load(address, mask=valid[:, None] & (d < dim)[None], other=0.0)
+    return rows.to(tl.float32) if WIDE else rows
 
 
 @triton.jit
@@ -42,6 +43,7 @@ def nearest_kept_fwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """argmax_c cos(k_e, k_c) with a running maximum over tiles of kept keys. One program: a head, BLOCK_E evicted.
 
@@ -52,14 +54,14 @@ def nearest_kept_fwd_kernel(  # type: ignore[no-untyped-def]
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     keys = p_k + head * stride_h
     position = tl.load(p_evicted + head * num_evicted + e, mask=e < num_evicted, other=0)
-    source = _load_rows(keys, position, e < num_evicted, stride_s, dim, stride_d, BLOCK_D)
+    source = _load_rows(keys, position, e < num_evicted, stride_s, dim, stride_d, BLOCK_D, WIDE)
     source_scale = _inverse_norm(source)
     best = tl.full((BLOCK_E,), -2.0, tl.float32)
     arg = tl.zeros((BLOCK_E,), tl.int64)
     for start in range(0, num_kept, BLOCK_K):
         c = start + tl.arange(0, BLOCK_K)
         target_position = tl.load(p_kept + head * num_kept + c, mask=c < num_kept, other=0)
-        target = _load_rows(keys, target_position, c < num_kept, stride_s, dim, stride_d, BLOCK_D)
+        target = _load_rows(keys, target_position, c < num_kept, stride_s, dim, stride_d, BLOCK_D, WIDE)
         cosine = tl.dot(source, tl.trans(target), input_precision="ieee")
         cosine = cosine * source_scale[:, None] * _inverse_norm(target)[None]
         cosine = tl.where((c < num_kept)[None], cosine, -2.0)
@@ -107,8 +109,8 @@ def segment_merge_fwd_kernel(  # type: ignore[no-untyped-def]
         e = start + tl.arange(0, BLOCK_E)
         source = tl.load(p_order + head * num_evicted + e, mask=e < end, other=0)
         weight = tl.load(p_weight + head * num_evicted + e, mask=e < end, other=0.0)
-        others = _load_rows(states, source, e < end, stride_s, dim, stride_d, BLOCK_D)
-        total += tl.sum(others.to(tl.float32) * weight[:, None], axis=0)
+        others = _load_rows(states, source, e < end, stride_s, dim, stride_d, BLOCK_D, True)
+        total += tl.sum(others * weight[:, None], axis=0)
         weight_sum += tl.sum(weight, axis=0)
     count = (end - begin).to(tl.float32)
     divisor = 1.0 + (weight_sum if RULE == 2 else count)
@@ -129,6 +131,7 @@ def find_nearest(key_states: Tensor, kept: Tensor, evicted: Tensor) -> tuple[Ten
     nearest_kept_fwd_kernel[triton.cdiv(num_evicted, 64), num_heads](
         key_states, kept.contiguous(), evicted.contiguous(), nearest, cosine, *key_states.stride(), num_kept,
         num_evicted, key_states.shape[-1], BLOCK_E=64, BLOCK_K=64, BLOCK_D=block_d,
+        WIDE=not key_states.is_cuda,  # the interpreter has no bf16 dot
     )  # fmt: skip
     return nearest, cosine
 

@@ -15,11 +15,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _load_tile(pointer, index, limit, stride, head_dim, stride_d, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows `index` of a matrix, zero beyond `limit` and `head_dim`."""
+def _load_tile(pointer, index, limit, stride, head_dim, stride_d, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows `index` of a matrix, zero beyond `limit` and `head_dim`; float32 if WIDE: the interpreter has no bf16 dot."""
     d = tl.arange(0, BLOCK_D)
     address = pointer + index.to(tl.int64)[:, None] * stride + d[None] * stride_d
-    return tl.load(address, mask=(index < limit)[:, None] & (d < head_dim)[None], other=0.0)
+    tile = tl.load(address, mask=(index < limit)[:, None] & (d < head_dim)[None], other=0.0)
+    return tile.to(tl.float32) if WIDE else tile
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -65,6 +66,7 @@ def row_lse_fwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """lse_hi = ln sum_j exp(scale q_hi k_j) over visible keys; 0 for a row that sees none.
 
@@ -73,7 +75,7 @@ def row_lse_fwd_kernel(  # type: ignore[no-untyped-def]
     """
     head = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    q = _load_tile(p_q + head * stride_qh, rows, num_rows, stride_qr, head_dim, stride_qd, BLOCK_D)
+    q = _load_tile(p_q + head * stride_qh, rows, num_rows, stride_qr, head_dim, stride_qd, BLOCK_D, WIDE)
     keys = p_k + head // groups * stride_kh
     top = tl.full((BLOCK_R,), -1.0e30, tl.float32)
     total = tl.zeros((BLOCK_R,), tl.float32)
@@ -81,7 +83,7 @@ def row_lse_fwd_kernel(  # type: ignore[no-untyped-def]
         columns = start + tl.arange(0, BLOCK_S)
         visible = _visible_tile(rows, columns, num_rows, num_keys, p_first, p_second, stride_mask, MASK)
         if _any(visible):
-            k = _load_tile(keys, columns, num_keys, stride_ks, head_dim, stride_kd, BLOCK_D)
+            k = _load_tile(keys, columns, num_keys, stride_ks, head_dim, stride_kd, BLOCK_D, WIDE)
             scores = tl.where(visible, tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E), -1.0e30)
             new_top = tl.maximum(top, tl.max(scores, axis=1))
             weights = tl.where(visible, tl.exp2(scores - new_top[:, None]), 0.0)
@@ -117,6 +119,7 @@ def key_mass_fwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """m_nj = sum_g sum_i p_gij, and on the way each row's part of -sum_j p ln p.
 
@@ -126,7 +129,9 @@ def key_mass_fwd_kernel(  # type: ignore[no-untyped-def]
     """
     block, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     columns = block * BLOCK_S + tl.arange(0, BLOCK_S)
-    k = tl.trans(_load_tile(p_k + kv_head * stride_kh, columns, num_keys, stride_ks, head_dim, stride_kd, BLOCK_D))
+    k = tl.trans(
+        _load_tile(p_k + kv_head * stride_kh, columns, num_keys, stride_ks, head_dim, stride_kd, BLOCK_D, WIDE)
+    )
     mass = tl.zeros((BLOCK_S,), tl.float32)
     num_heads = tl.num_programs(1) * groups
     for start in range(0, num_rows, BLOCK_R):
@@ -134,7 +139,7 @@ def key_mass_fwd_kernel(  # type: ignore[no-untyped-def]
         visible = _visible_tile(rows, columns, num_rows, num_keys, p_first, p_second, stride_mask, MASK)
         for group in range(groups if _any(visible) else 0):
             head = kv_head * groups + group
-            q = _load_tile(p_q + head * stride_qh, rows, num_rows, stride_qr, head_dim, stride_qd, BLOCK_D)
+            q = _load_tile(p_q + head * stride_qh, rows, num_rows, stride_qr, head_dim, stride_qd, BLOCK_D, WIDE)
             lse = tl.load(p_lse + head * num_rows + rows, mask=rows < num_rows, other=0.0)
             logs = tl.dot(q, k, input_precision="ieee") * scale - lse[:, None]  # ln p
             logs = tl.where(visible, logs, 0.0)
@@ -171,6 +176,7 @@ def row_entropy_fwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_R: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    WIDE: tl.constexpr,
 ):
     """H_i = -sum_j a_ij ln a_ij with a the attention averaged over heads.
 
@@ -185,8 +191,10 @@ def row_entropy_fwd_kernel(  # type: ignore[no-untyped-def]
         mean = tl.zeros((BLOCK_R, BLOCK_S), tl.float32)
         for head in range(num_heads if _any(visible) else 0):
             h = tl.cast(head, tl.int64)
-            q = _load_tile(p_q + h * stride_qh, rows, num_rows, stride_qr, head_dim, stride_qd, BLOCK_D)
-            k = _load_tile(p_k + h // groups * stride_kh, columns, num_keys, stride_ks, head_dim, stride_kd, BLOCK_D)
+            q = _load_tile(p_q + h * stride_qh, rows, num_rows, stride_qr, head_dim, stride_qd, BLOCK_D, WIDE)
+            k = _load_tile(
+                p_k + h // groups * stride_kh, columns, num_keys, stride_ks, head_dim, stride_kd, BLOCK_D, WIDE
+            )
             lse = tl.load(p_lse + h * num_rows + rows, mask=rows < num_rows, other=0.0)
             logs = tl.dot(q, tl.trans(k), input_precision="ieee") * scale - lse[:, None]
             mean += tl.where(visible, tl.exp2(tl.where(visible, logs, 0.0) * LOG2E), 0.0)
@@ -220,7 +228,13 @@ def compute_statistics(
         first = visible.contiguous().view(torch.uint8)
         mask, stride_mask = 2, first.stride(0)
     block_d = max(16, triton.next_power_of_2(head_dim))
-    tiles: dict[str, Any] = {"MASK": mask, "BLOCK_R": 64 if block_d <= 128 else 32, "BLOCK_S": 64, "BLOCK_D": block_d}
+    tiles: dict[str, Any] = {
+        "MASK": mask,
+        "BLOCK_R": 64 if block_d <= 128 else 32,
+        "BLOCK_S": 64,
+        "BLOCK_D": block_d,
+        "WIDE": not key_states.is_cuda,
+    }
     strides = (*query_states.stride(), *key_states.stride(), stride_mask, num_rows, num_keys, head_dim, groups)
     row_blocks, key_blocks = triton.cdiv(num_rows, tiles["BLOCK_R"]), triton.cdiv(num_keys, tiles["BLOCK_S"])
     float32: dict[str, Any] = {"dtype": torch.float32, "device": key_states.device}
