@@ -2,10 +2,13 @@
 
 from .aggregation import aggregate, dawid_skene
 from .diversity import DiversityReport, measure_diversity
+from .ensemble import PeftEnsemble
 from .interpolation import interpolate, mix_outputs, wise_curve
+from .members import MemberSpec
 from .modeling_classifier import ClassTokenClassifier, load_classifier
 from .selection import Selection, UnsupervisedSelector
 from .structure import VisionStructure, find_structure
+from .trainer import SelfTrainingTrainer, soft_cross_entropy
 from .tuners import (
     AdaptFormerConfig,
     BitFitConfig,
@@ -29,10 +32,13 @@ __all__ = [
     "DiversityReport",
     "FacTConfig",
     "HoulsbyConfig",
+    "MemberSpec",
+    "PeftEnsemble",
     "PfeifferConfig",
     "RepAdapterConfig",
     "SSFConfig",
     "Selection",
+    "SelfTrainingTrainer",
     "SharedLoraConfig",
     "UnsupervisedSelector",
     "VPTConfig",
@@ -45,6 +51,7 @@ __all__ = [
     "load_classifier",
     "measure_diversity",
     "mix_outputs",
+    "soft_cross_entropy",
     "wise_curve",
 ]
 
