@@ -1,8 +1,11 @@
 """Fourteen atomic visual abilities, one fingerprint for each vision model."""
 
 from hf_ava_bench.abilities import ABILITIES, Ability, find_ability
+from hf_ava_bench.build import build_dataset
+from hf_ava_bench.data import load_ability
 from hf_ava_bench.evaluation import list_metrics, metric_path
 from hf_ava_bench.export import export_space
+from hf_ava_bench.leaks import find_leaks
 from hf_ava_bench.results import score_files
 from hf_ava_bench.scoring import Score, compute_score
 
@@ -12,10 +15,13 @@ __all__ = [
     "ABILITIES",
     "Ability",
     "Score",
+    "build_dataset",
     "compute_score",
     "export_space",
     "find_ability",
+    "find_leaks",
     "list_metrics",
+    "load_ability",
     "metric_path",
     "score_files",
 ]

@@ -21,6 +21,15 @@ class Ability:
         max_new_tokens (`int`): longest answer that is generated, in tokens.
         sources (`tuple[str, ...]`): data sets that the released items come from.
         aliases (`tuple[str, ...]`): other spellings found in released code and files.
+
+    Example:
+
+    ```python
+    >>> from hf_ava_bench import ABILITIES
+    >>> ABILITIES["counting"].metric, ABILITIES["counting"].higher_is_better
+    ('mae_gt', False)
+
+    ```
     """
 
     id: str

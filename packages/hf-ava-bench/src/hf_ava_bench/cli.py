@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hf_ava_bench.abilities import ABILITIES, find_ability
+from hf_ava_bench.build import build_dataset
+from hf_ava_bench.data import load_ability
 from hf_ava_bench.evaluation import list_metrics
 from hf_ava_bench.export import export_space
 from hf_ava_bench.formats import write_json
+from hf_ava_bench.leaks import find_leaks
 from hf_ava_bench.results import score_files
 
 
@@ -56,6 +59,22 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--out", help="result file; printed if not given")
     score.set_defaults(run=_score)
 
+    build = commands.add_parser("build", help="write a folder that datasets.load_dataset reads")
+    build.add_argument("--source", default="hub", help='"hub", "mini" or "path:DIR"')
+    build.add_argument("--abilities", nargs="+", help=f"of {', '.join(ABILITIES)}; all by default")
+    build.add_argument("--splits", nargs="+", default=["train", "test"])
+    build.add_argument("--out", required=True)
+    build.add_argument("--max-samples", type=int, help="most items of each part")
+    build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--skip-bad-rows", action="store_true", help="leave bad rows out and report them")
+    build.set_defaults(run=_build)
+
+    leaks = commands.add_parser("leaks", help="look for images that are in two splits of a built folder")
+    leaks.add_argument("folder")
+    leaks.add_argument("ability")
+    leaks.add_argument("--max-distance", type=int, default=4, help="most of 64 bits that differ")
+    leaks.set_defaults(run=_leaks)
+
     metrics = commands.add_parser("metrics", help="list the metrics for evaluate.load")
     metrics.set_defaults(run=lambda args: _print("\n".join(list_metrics())))
 
@@ -69,6 +88,28 @@ def _parser() -> argparse.ArgumentParser:
 
 def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
+
+
+def _build(args: argparse.Namespace) -> None:
+    folder = build_dataset(
+        args.out,
+        args.source,
+        args.abilities,
+        splits=args.splits,
+        skip_bad_rows=args.skip_bad_rows,
+        n=args.max_samples,
+        seed=args.seed,
+    )
+    _print(str(folder))
+
+
+def _leaks(args: argparse.Namespace) -> None:
+    train, test = (load_ability(args.ability, f"path:{args.folder}", split) for split in ("train", "test"))
+    found = find_leaks(train, test, max_distance=args.max_distance)
+    for leak in found:
+        _print(f"{leak.left} {leak.right} {'equal bytes' if leak.same_bytes else f'{leak.distance} of 64 bits'}")
+    if found:
+        raise ValueError(f"{len(found)} pairs of images are in train and test, or nearly.")
 
 
 def _score(args: argparse.Namespace) -> None:

@@ -38,6 +38,15 @@ class Score:
         bins (`dict`): bin of the truth -> number of items and headline metric.
         parity (`str` or None): `"ava-2026"` where the value is that of the released evaluator, faults included.
         values (`tuple[float, ...]`): the metric of each item, in the order of the references.
+
+    Example:
+
+    ```python
+    >>> from hf_ava_bench import compute_score
+    >>> compute_score("scene", ["a sea", None], ["sea", "city"]).to_dict()["n_missing"]
+    1
+
+    ```
     """
 
     ability: str

@@ -76,7 +76,9 @@ class Picture:
     def _mark(self, coverage: Image.Image, corner: tuple[int, int], label: int) -> None:
         if not label:
             return
-        covered = np.asarray(coverage) >= 128
+        # What covers no pixel by half, a thin stroke or a thing far away, has the pixels that it covers most.
+        peak = int(coverage.getextrema()[1])  # type: ignore[arg-type]  # one band
+        covered = np.asarray(coverage) >= (128 if peak >= 128 else max(peak // 2, 1))
         self._full_areas[label] = self._full_areas.get(label, 0) + int(covered.sum())
         left, top = corner
         covered = covered[max(-top, 0) : max(self.size - top, 0), max(-left, 0) : max(self.size - left, 0)]
