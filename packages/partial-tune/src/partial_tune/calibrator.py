@@ -1,0 +1,450 @@
+"""[`LogitCalibrator`]: one number, fitted, applied to a model, saved with it."""
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from partial_tune.files import write_json, write_tensors
+from partial_tune.gamma import (
+    GammaEstimate,
+    GapCollector,
+    choose_by_oracle,
+    combine_splits,
+    match_absent_rate,
+    run_pseudo_split,
+)
+from partial_tune.partition import GENERIC_NAME, ClassPartition, hash_names, read_names
+from partial_tune.running import build_eval_loader, collect, iter_logits, split_batch
+from partial_tune.sweep import Criterion, SweepState
+from partial_tune.upstream import change_logits, find_head, get_base_model, read_id2label
+
+logger = logging.getLogger(__name__)
+FORMAT_VERSION = 1
+METHODS = ("alg", "pcv_ratio", "pcv", "source_match", "oracle")
+JSON_NAME, TENSORS_NAME = "calibrator.json", "calibrator.safetensors"
+MARK = "logit_calibration"  # in the model's config, or on a model without one
+
+
+class LogitCalibrator:
+    """The offset that a partly fine-tuned classifier needs on its absent classes.
+
+    Fit it with [`LogitCalibrator.fit`]. Apply it with `attach` (a hook; any classifier, any adapter) or `fold_` (into
+    the bias of the head; free, survives export). A model has at most one calibration: a second one is an error.
+
+    Args:
+        partition (`ClassPartition`): the model's classes, in the order of its logits.
+        gamma (`float`): offset in logit units, added to the logits of absent classes.
+        estimate (`GammaEstimate`, *optional*): where `gamma` comes from, saved with it.
+
+    Raises:
+        ValueError: if `gamma` is not finite.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from partial_tune import ClassPartition, LogitCalibrator
+    >>> model = torch.nn.Linear(4, 3)
+    >>> calibrator = LogitCalibrator(ClassPartition(("ant", "bee", "cat"), seen=(0, 2)), gamma=2.0)
+    >>> x = torch.zeros(1, 4)
+    >>> before = model(x)
+    >>> with calibrator.attach(model):
+    ...     (model(x) - before).tolist()
+    [[0.0, 2.0, 0.0]]
+    >>> torch.equal(model(x), before)
+    True
+
+    ```
+    """
+
+    def __init__(self, partition: ClassPartition, gamma: float, estimate: GammaEstimate | None = None) -> None:
+        if not np.isfinite(gamma):
+            raise ValueError(f"Expected a finite `gamma`, got {gamma}.")
+        self.partition = partition
+        self.gamma = float(gamma)
+        self.estimate = estimate or GammaEstimate(gamma=self.gamma, method="given", num_samples=0)
+
+    def __repr__(self) -> str:
+        groups = f"{len(self.partition.seen)} seen, {len(self.partition.absent)} absent classes"
+        return f"LogitCalibrator(gamma={self.gamma:.4g}, method={self.estimate.method!r}, {groups})"
+
+    @property
+    def offset(self) -> Tensor:
+        """Float32 tensor of shape `(num_classes,)`: gamma for absent classes, else 0."""
+        return self.gamma * self.partition.absent_mask.float()
+
+    @classmethod
+    def fit(
+        cls,
+        model: nn.Module,
+        loader: Iterable[Any],
+        partition: ClassPartition,
+        method: str | float = "alg",
+        *,
+        criterion: Criterion = "overall",
+        value: float | None = None,
+        prior: float | None = None,
+        fine_tune: Callable[[Dataset[Any]], nn.Module] | None = None,
+        num_splits: int = 3,
+        seed: int = 0,
+    ) -> "LogitCalibrator":
+        """Returns the calibrator of a fine-tuned model. The model is run in evaluation mode and not changed.
+
+        Args:
+            model (`nn.Module`): fine-tuned classifier with outputs for all classes, plain or wrapped by peft.
+            loader (`Iterable`):
+                Batches that are mappings with `labels`, or `(inputs, labels)`: the fine-tuning data, without
+                augmentation. A shuffled or truncating `DataLoader` is read once in order and whole. For `"oracle"`
+                labelled data of all classes, for `"source_match"` target data, labels or not.
+            partition (`ClassPartition`): the model's classes.
+            method (`str` or `float`, defaults to `"alg"`):
+                - `"alg"`: average logit gap, no absent data needed;
+                - `"pcv_ratio"`, `"pcv"`: pseudo cross-validation, needs `fine_tune` and 4 seen classes;
+                - `"source_match"`: the share `prior` of target samples is predicted as absent;
+                - `"oracle"`: the best offset by `criterion`, on labels of absent classes;
+                - a number: that number.
+            criterion (`str`, defaults to `"overall"`), value (`float`, *optional*): as in
+            `SweepResult.operating_point`. prior (`float`, *optional*): share of absent classes among the samples, for
+            `"source_match"`. fine_tune (`Callable`, *optional*):
+                For pseudo cross-validation: takes a part of `loader.dataset` and returns a fresh copy of the source
+                model, fine-tuned on it with the same recipe.
+            num_splits (`int`, defaults to 3), seed (`int`, defaults to 0): of pseudo cross-validation.
+
+        Raises:
+            TypeError, ValueError: if model, data, partition and method do not fit, or the model is calibrated already.
+        """
+        if method not in METHODS and isinstance(method, (str, bool)):
+            raise ValueError(f"Expected `method` to be a number or one of {', '.join(METHODS)}, got {method!r}.")
+        check_uncalibrated(model)
+        check_labels_of(model, partition)
+        if not isinstance(method, str):
+            return cls(partition, float(method))
+        loader = build_eval_loader(loader)
+        if method == "oracle":
+            estimate = choose_by_oracle(collect_sweep(model, loader, partition), criterion, value)
+        elif method == "source_match":
+            if prior is None:
+                raise ValueError(
+                    'Expected `prior`, the share of absent classes, for `method="source_match"`, got None.'
+                )
+            estimate = match_absent_rate(collect(model, loader)[0], partition, prior)
+        else:
+            estimate = collect_gaps(model, loader, partition)
+        if method in ("pcv", "pcv_ratio"):
+            if fine_tune is None or not isinstance(loader, DataLoader):
+                raise ValueError(f"Expected `fine_tune` and a `DataLoader` for `method={method!r}`.")
+            splits = _run_splits(loader, partition, fine_tune, num_splits, seed, criterion, value)
+            estimate = combine_splits(splits, estimate, ratio=method == "pcv_ratio")
+        return cls(partition, estimate.gamma, estimate)
+
+    def calibrate(self, logits: Tensor, candidates: Sequence[str] | None = None) -> Tensor:
+        """Returns logits with the offset added, classes in the last dimension, in the dtype of `logits`."""
+        return _add(logits, self._offset_for(candidates), -1)
+
+    def attach(self, model: nn.Module, candidates: Sequence[str] | None = None) -> ExitStack:
+        """Returns a context manager that detaches `model`, whose logits are calibrated from now on.
+
+        The hook is on the model inside of any wrapper. A loss that the model computes stays that of plain logits, as
+        training wants it. Attaching the same calibrator again does nothing.
+
+        Args:
+            model (`nn.Module`): classifier with the classes of the partition, or a CLIP model with `candidates`.
+            candidates (`Sequence[str]`, *optional*):
+                Class names in the order of the text prompts, for zero-shot models. Unknown names get no offset, with a
+                warning.
+
+        Raises:
+            ValueError: if the model is folded or attached to another calibrator, or its classes differ.
+        """
+        base = get_base_model(model)
+        scope = ExitStack()
+        if any(hook.owner is self for hook in _hooks_of(base)):
+            return scope  # whoever attached it detaches it
+        check_uncalibrated(base)
+        if candidates is None:
+            check_labels_of(base, self.partition)
+        hook = _Hook(self, self._offset_for(candidates))
+        base.register_forward_hook(hook, with_kwargs=True)
+        self._mark(base, folded=False)
+        scope.callback(self.detach, base)
+        return scope
+
+    def detach(self, model: nn.Module) -> None:
+        """Undoes `attach`. Does nothing if `model` is not attached."""
+        base = get_base_model(model)
+        for key, hook in list(base._forward_hooks.items()):
+            if isinstance(hook, _Hook) and hook.owner is self:
+                base._forward_hooks.pop(key)
+                base._forward_hooks_with_kwargs.pop(key, None)
+                self._unmark(base)
+
+    def fold_(self, model: nn.Module) -> None:
+        """Adds the offset to the bias of the model's head, in place: no cost, and exports keep it.
+
+        Raises:
+            ValueError: if the model is calibrated already, its classes differ, or its head has no bias or is not
+            unique.
+        """
+        check_uncalibrated(model)
+        check_labels_of(model, self.partition)
+        self._add_to_bias(model, self.gamma)
+        self._mark(get_base_model(model), folded=True)
+
+    def unfold_(self, model: nn.Module) -> None:
+        """Takes the offset out of the bias again, up to the rounding of one subtraction.
+
+        Raises:
+            ValueError: if this calibrator is not folded into the model.
+        """
+        base = get_base_model(model)
+        mark = read_mark(base)
+        if not mark.get("folded") or mark.get("gamma") != self.gamma or mark.get("labels") != self.partition.hash:
+            raise ValueError(f"Expected a model with this calibrator folded in ({self!r}), got {mark or 'none'}.")
+        self._add_to_bias(model, -self.gamma)
+        self._unmark(base)
+
+    def _add_to_bias(self, model: nn.Module, gamma: float) -> None:
+        head = find_head(model, self.partition.num_classes)
+        if head.bias is None:
+            raise ValueError(
+                f"Expected a head with a bias to fold into, got {type(get_base_model(model)).__name__} whose head has "
+                "none (as decoder language models); use `attach`."
+            )
+        with torch.no_grad():
+            offset = gamma * self.partition.absent_mask.to(head.bias.device)
+            wide = head.bias.to(torch.promote_types(head.bias.dtype, torch.float32)) + offset
+            head.bias.copy_(wide.to(head.bias.dtype))
+
+    def _offset_for(self, candidates: Sequence[str] | None) -> Tensor:
+        if candidates is None:
+            return self.offset
+        if isinstance(candidates, str):
+            raise TypeError(f"Expected `candidates` to be a list of class names, got the string {candidates!r}.")
+        known = dict(zip(self.partition.names, self.offset.tolist(), strict=True))
+        if unknown := [name for name in candidates if name not in known]:
+            logger.warning("No offset for classes that the calibrator does not know: %s.", unknown[:10])
+        return torch.tensor([known.get(name, 0.0) for name in candidates])
+
+    def _mark(self, base: nn.Module, *, folded: bool) -> None:
+        owner = getattr(base, "config", base)
+        mark = {"version": FORMAT_VERSION, "method": self.estimate.method, "gamma": self.gamma, "folded": folded}
+        setattr(owner, MARK, {**mark, "absent": list(self.partition.absent), "labels": self.partition.hash})
+
+    def _unmark(self, base: nn.Module) -> None:
+        owner = getattr(base, "config", base)
+        if hasattr(owner, MARK):
+            delattr(owner, MARK)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns what `calibrator.json` holds."""
+        from partial_tune import __version__
+
+        return {
+            "version": FORMAT_VERSION,
+            "library_version": __version__,
+            "method": self.estimate.method,
+            "gamma": self.gamma,
+            "names": list(self.partition.names),
+            "seen": list(self.partition.seen_names),
+            "absent": list(self.partition.absent_names),
+            "labels": self.partition.hash,
+            "uses_absent_labels": self.estimate.uses_absent_labels,
+            "fit": {
+                "num_samples": self.estimate.num_samples,
+                "std": self.estimate.std,
+                "details": self.estimate.details,
+            },
+        }
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Writes `calibrator.json` and `calibrator.safetensors`, each whole or not at all, beside the model."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_tensors(folder / TENSORS_NAME, {"offset": self.offset})
+        write_json(folder / JSON_NAME, self.to_dict())
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **hub_kwargs: Any) -> "LogitCalibrator":
+        """Returns the calibrator of a folder, or of a repository on the Hub.
+
+        Args:
+            name_or_path (`str` or `Path`): an existing folder, or a repository id.
+            hub_kwargs: `revision`, `token`, `cache_dir` and the like of `huggingface_hub.hf_hub_download`.
+
+        Raises:
+            FileNotFoundError: if the folder has no calibrator.
+            ValueError: if the files do not fit each other.
+        """
+        folder = Path(name_or_path)
+        if folder.is_dir():
+            paths = [folder / JSON_NAME, folder / TENSORS_NAME]
+            if missing := [path.name for path in paths if not path.exists()]:
+                raise FileNotFoundError(f"Expected {' and '.join(missing)} in {folder}; save with `save_pretrained`.")
+        else:
+            from huggingface_hub import hf_hub_download
+
+            paths = [
+                Path(hf_hub_download(str(name_or_path), name, **hub_kwargs)) for name in (JSON_NAME, TENSORS_NAME)
+            ]
+        return cls._from_files(json.loads(paths[0].read_text(encoding="utf-8")), load_file(paths[1])["offset"])
+
+    @classmethod
+    def _from_files(cls, values: dict[str, Any], offset: Tensor) -> "LogitCalibrator":
+        if values.get("version") != FORMAT_VERSION:
+            raise ValueError(f"Expected a calibrator of version {FORMAT_VERSION}, got {values.get('version')!r}.")
+        names, fit = values["names"], values["fit"]
+        seen, absent = ([names.index(name) for name in values[group]] for group in ("seen", "absent"))
+        estimate = GammaEstimate(
+            gamma=values["gamma"],
+            method=values["method"],
+            num_samples=fit["num_samples"],
+            std=fit["std"],
+            uses_absent_labels=values["uses_absent_labels"],
+            details=fit["details"],
+        )
+        calibrator = cls(ClassPartition(tuple(names), tuple(seen), tuple(absent)), values["gamma"], estimate)
+        if not torch.equal(calibrator.offset, offset):
+            raise ValueError(f"Expected {TENSORS_NAME} to hold the offset of {JSON_NAME}; the files do not fit.")
+        return calibrator
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Uploads the two files to a repository on the Hub, made if need be, and returns the address of the commit.
+
+        Args:
+            repo_id (`str`): such as `"me/my-model"`.
+            kwargs: `private` and `token`, and `commit_message` and `revision` of `HfApi.upload_folder`.
+        """
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=kwargs.pop("token", None))
+        api.create_repo(repo_id, private=kwargs.pop("private", None), exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
+
+
+class _Hook:
+    """A forward hook that adds an offset to the logits of an output."""
+
+    def __init__(self, owner: LogitCalibrator, offset: Tensor) -> None:
+        self.owner, self.offset = owner, offset
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        return change_logits(output, lambda logits, dim: _add(logits, self.offset, dim), module, args, kwargs)
+
+
+def _add(logits: Tensor, offset: Tensor, dim: int) -> Tensor:
+    """Logits with an offset along a dimension; added in float32 at least, returned in their own dtype."""
+    if logits.shape[dim] != len(offset):
+        raise ValueError(
+            f"Expected logits of {len(offset)} classes in dimension {dim}, got shape {tuple(logits.shape)}; for a "
+            "zero-shot model pass `candidates`, the class names in the order of its prompts."
+        )
+    shape = [1] * logits.ndim
+    shape[dim] = len(offset)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return (wide + offset.to(logits.device).view(shape)).to(logits.dtype)
+
+
+def _hooks_of(base: nn.Module) -> list[_Hook]:
+    return [hook for hook in base._forward_hooks.values() if isinstance(hook, _Hook)]
+
+
+def read_mark(model: nn.Module) -> dict[str, Any]:
+    """Returns what a model's config says about its calibration; empty if nothing."""
+    base = get_base_model(model)
+    return dict(getattr(getattr(base, "config", base), MARK, None) or {})
+
+
+def check_uncalibrated(model: nn.Module) -> None:
+    """Raises if an offset is applied to the model's logits already."""
+    base = get_base_model(model)
+    if _hooks_of(base):
+        raise ValueError(
+            f"Expected a model without calibration, but {_hooks_of(base)[0].owner!r} is attached; detach it."
+        )
+    if read_mark(base).get("folded"):
+        raise ValueError(
+            f"Expected a model without calibration, but gamma {read_mark(base)['gamma']:.4g} is folded into its head; "
+            "call `unfold_` of that calibrator, or load the model as it was before."
+        )
+
+
+def check_labels_of(model: nn.Module, partition: ClassPartition) -> None:
+    """Raises if a model's named classes are not those of the partition, in their order."""
+    labels = read_id2label(model)
+    if labels is None or all(GENERIC_NAME.fullmatch(name) for name in labels.values()):
+        return
+    names = read_names(labels)
+    if hash_names(names) != partition.hash:
+        raise ValueError(
+            f"Expected a model with the {partition.num_classes} classes of the partition in their order "
+            f"({', '.join(partition.names[:4])}, ...), got {len(names)} ({', '.join(names[:4])}, ...). Build the "
+            "partition from `model.config`, and keep the `id2label` of the pre-trained model."
+        )
+
+
+def collect_sweep(model: nn.Module, loader: Iterable[Any], partition: ClassPartition) -> SweepState:
+    """Returns the sweep state of a labelled loader."""
+    state = SweepState(partition)
+    for logits, labels in iter_logits(model, loader):
+        state.update(logits, _require(labels))
+    return state
+
+
+def collect_gaps(model: nn.Module, loader: Iterable[Any], partition: ClassPartition) -> GammaEstimate:
+    """Returns the average logit gap of a loader of fine-tuning samples."""
+    collector = GapCollector(partition)
+    for logits, labels in iter_logits(model, loader):
+        collector.update(logits, _require(labels))
+    return collector.estimate()
+
+
+def _require(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise ValueError("Expected batches with `labels`, got none; use mappings with `labels` or (inputs, labels).")
+    return labels
+
+
+def _run_splits(
+    loader: DataLoader[Any],
+    partition: ClassPartition,
+    fine_tune: Callable[[Dataset[Any]], nn.Module],
+    num_splits: int,
+    seed: int,
+    criterion: Criterion,
+    value: float | None,
+) -> list[Any]:
+    labels = torch.cat([torch.as_tensor(_require(split_batch(batch)[2])).cpu() for batch in loader]).numpy()
+    dataset = loader.dataset
+
+    def predict(model: nn.Module, ids: list[int]) -> tuple[Tensor, Tensor]:
+        part = DataLoader(Subset(dataset, ids), batch_size=loader.batch_size or 1, collate_fn=loader.collate_fn)
+        logits, found, _ = collect(model, part)
+        return logits, _require(found)
+
+    splits = [
+        run_pseudo_split(
+            partition,
+            labels,
+            lambda ids: fine_tune(Subset(dataset, ids)),
+            predict,
+            split=split,
+            seed=seed,
+            criterion=criterion,
+            value=value,
+        )
+        for split in range(num_splits)
+    ]
+    return [split for split in splits if split is not None]

@@ -1,0 +1,40 @@
+"""Writes files whole or not at all, and reads arrays of logits and labels."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes JSON through a temporary file in the same folder."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes safetensors through a temporary file in the same folder."""
+    part = path.with_name(path.name + ".part")
+    save_file(dict(tensors), part, metadata={"format": "pt"})
+    part.replace(path)
+
+
+def read_array(path: Path, name: str) -> Any:
+    """Returns one array of a file: the only one of an `.npy`, that called `name` of a `.safetensors`.
+
+    Raises:
+        ValueError: for another kind of file, a file with pickled objects, or one without that name.
+    """
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix == ".safetensors":
+        tensors = load_file(path)
+        if name not in tensors:
+            raise ValueError(f"Expected a tensor {name!r} in {path}, got {', '.join(tensors) or 'none'}.")
+        return tensors[name]
+    raise ValueError(f"Expected a .npy or .safetensors file, got {path}.")
