@@ -204,7 +204,8 @@ class FinerCAM:
         targets, several_targets = resolve_target(target, logits, names)
         nothing = self.num_references == 0 and (isinstance(references, str) or _is_matrix(references))
         if nothing or logits.shape[1] == 1:
-            logger.warning("There is no class to compare with: the maps are base maps.")
+            if self.gamma != 0:
+                logger.warning("There is no class to compare with: the maps are base maps.")
             chosen = targets.new_empty(*targets.shape, 0)
         else:
             chosen = resolve_references(

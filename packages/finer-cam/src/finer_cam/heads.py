@@ -69,7 +69,8 @@ class PooledHead:
         """
         if self.linear.out_features == 1:  # one logit y stands for the two -y / 2 and y / 2
             coefficients = (coefficients[..., 1:] - coefficients[..., :1]) / 2
-        vectors = coefficients.float() @ self.linear.weight.detach()[:, -num_channels:].float()  # (B, Q, D)
+        with torch.autocast(coefficients.device.type, enabled=False):
+            vectors = coefficients.float() @ self.linear.weight.detach()[:, -num_channels:].float()  # (B, Q, D)
         if self.norm is not None and pooled is not None:
             vectors = self._through_norm(vectors, pooled)
         return (vectors / grids.prod(dim=1).to(vectors)[:, None, None])[..., None, None]

@@ -52,9 +52,10 @@ class Evidence:
         batch_size, num_targets = self.main.shape[:2]
         height, width = self.activations.shape[2:]
         raw = self.activations.new_zeros(batch_size, num_targets, len(gammas), height, width)
-        for (height, width), rows in _groups(self.grids.tolist()):
-            for index, gamma in enumerate(gammas):
-                raw[rows, :, index, :height, :width] = self._raw_map(rows, height, width, gamma)
+        with torch.autocast(raw.device.type, enabled=False):
+            for (height, width), rows in _groups(self.grids.tolist()):
+                for index, gamma in enumerate(gammas):
+                    raw[rows, :, index, :height, :width] = self._raw_map(rows, height, width, gamma)
         return raw
 
     def _raw_map(self, rows: list[int], height: int, width: int, gamma: float) -> Tensor:

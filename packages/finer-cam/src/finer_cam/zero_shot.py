@@ -131,8 +131,11 @@ class ZeroShotFinerCAM:
             pixel_values = kwargs.pop("pixel_values")
         assert pixel_values is not None
         options = dict(self.options) if others else {**self.options, "gamma": 0.0}
+        rows = (
+            [*targets, *others] if len(targets) + len(others) > 1 else targets * 2
+        )  # one logit would mean two classes
         cam = FinerCAM(
-            _Concepts(self.model, self._embed([*targets, *others])),
+            _Concepts(self.model, self._embed(rows)),
             references=list(range(len(targets), len(targets) + len(others))) if others else "logits",
             num_references=len(others),
             processor=self.processor,
@@ -142,7 +145,7 @@ class ZeroShotFinerCAM:
         out = cam(
             pixel_values, target=0 if isinstance(target, str) else ids, gamma=gamma if others else None, **kwargs
         )
-        return replace(out, logits=self._scale(out.logits))
+        return replace(out, logits=self._scale(out.logits[:, : len(targets) + len(others)]))
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         """Returns the embeddings of texts, `(num_texts, D)`, float32, of length 1; those seen before from memory."""
