@@ -1,6 +1,7 @@
-"""Measures `vit-nano` on held-out renders, which nothing was trained or tuned on, and prints the table of its card.
+"""Measures a small classifier of `creatures` on held-out renders, which nothing was trained or tuned on.
 
-OMP_NUM_THREADS=1 python packages/hf-diorama/training/evaluate_vit_nano.py
+OMP_NUM_THREADS=1 python packages/hf-diorama/training/evaluate_species.py vit-nano
+OMP_NUM_THREADS=1 python packages/hf-diorama/training/evaluate_species.py convnet-nano
 """
 
 import argparse
@@ -29,12 +30,12 @@ def predict(model, processor, images) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=None, help="folder; the shipped model if not given")
+    parser.add_argument("model", help="name of a shipped model, or a folder")
     parser.add_argument("--split", default="heldout")
     parser.add_argument("--n", type=int, default=5_000)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    path = args.model or dio.model_path("vit-nano")
+    path = dio.model_path(args.model) if args.model in dio.list_models() else args.model
     processor = AutoImageProcessor.from_pretrained(path)
     model = AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32).eval()
     ds = dio.load("creatures", split=args.split, n=args.n, image_size=64)
