@@ -12,6 +12,8 @@ import torch
 from transformers import DynamicCache
 
 from meda_cache import CompressionConfig, MedaCache, attach
+from meda_cache.layer import MedaLayer, Reading
+from meda_cache.prompt import Prompt
 from support.tiny_decoders import Family, build_family, run_steps
 
 
@@ -306,15 +308,20 @@ def test_own_allocation_and_score_are_used(llava: Family) -> None:
         assert layer.positions[0, 0].tolist() == list(range(budget))
 
 
-def test_statistics_never_hold_attention_as_a_whole() -> None:
-    """4096 tokens: one float32 matrix of all scores of 2 heads would be 128 MiB; the tile is 1 MiB."""
-    from meda_cache import cross_modal_entropy, key_mass
-
+@pytest.mark.parametrize("options", [{"preset": "meda"}, {"preset": "balanced"}, {"preset": "snapkv"}], ids=str)
+def test_8192_tokens_need_little_memory_beside_the_cache(options: dict[str, Any]) -> None:
+    """One float32 matrix of the scores of one head would be 256 MiB; the largest tensor made is a 128th of that."""
+    layer = MedaLayer(CompressionConfig.from_preset(**options, keep_ratio=0.05), 0)
     generator = torch.Generator().manual_seed(0)
-    queries, keys = torch.randn(2, 2, 4096, 16, generator=generator)
-    visual_mask = torch.arange(4096) % 8 != 0
+    states = torch.randn(1, 1, 8192, 16, generator=generator)
+    visual_mask = torch.arange(8192)[None] % 64 != 0
+    prompt = Prompt(visual_mask, torch.ones_like(visual_mask))
+    layer.update(states, states)
     with torch.profiler.profile(profile_memory=True) as profile:
-        key_mass(queries, keys)
-        cross_modal_entropy(queries, keys, visual_mask)
+        layer.reading = Reading(prompt, 8192, is_whole=True)
+        layer.observe(states, scaling=None, attention_mask=None)
+        layer.complete(prompt)
+        layer.compress(prompt, [410])
     largest = max(event.self_cpu_memory_usage for event in profile.events())
-    assert 0 < largest <= 2 * 4 * 2**18
+    assert 0 < largest <= 4 * 2**20
+    assert layer.physical_length == 410

@@ -7,9 +7,12 @@ import torch
 from torch import nn
 from transformers import (
     BartConfig,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3nTextConfig,
     MistralConfig,
+    MllamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -43,6 +46,15 @@ def test_keep_ratio_out_of_range(ratio: float) -> None:
         {"allocation": "cube"},
         {"head_reduction": "sum"},
         {"text_policy": "all"},
+        {"scope": "token"},
+        {"merge_space": "flat"},
+        {"commit": "never"},
+        {"recompress": "always"},
+        {"backend": "cuda"},
+        {"num_recent": -1},
+        {"min_tokens": 0},
+        {"window_size": 0},
+        {"entropy_query_limit": 0},
     ],
     ids=lambda options: next(iter(options)),
 )
@@ -58,6 +70,8 @@ def test_option_out_of_range(options: dict[str, Any]) -> None:
         ({"kep_ratio": 0.2}, r"options of CompressionConfig \(keep_ratio, .*got kep_ratio"),
         ({"keep_ratio": "0.2"}, "a number for `keep_ratio`, got '0.2'"),
         ({"num_sinks": 1.5}, "an integer for `num_sinks`, got 1.5"),
+        ({"similarity_threshold": "median"}, "\"mean\" or None for `similarity_threshold`, got 'median'"),
+        ({"select": "top"}, "a callable for `select`, got 'top'"),
     ],
 )
 def test_option_of_another_name_or_type(llava: Family, options: dict[str, Any], message: str) -> None:
@@ -217,6 +231,50 @@ def test_compress_without_prompt_or_twice(llava: Family) -> None:
 def test_model_without_full_attention() -> None:
     with pytest.raises(ValueError, match="full-attention layers"):
         MedaCache(MistralConfig(num_hidden_layers=2, sliding_window=8))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (DeepseekV3Config(num_hidden_layers=2), "latent attention"),
+        (MllamaConfig(), "cross-attention layers"),
+        (Gemma3nTextConfig(num_hidden_layers=4, num_kv_shared_layers=2), "share one another's keys"),
+    ],
+    ids=["mla", "cross-attention", "shared-layers"],
+)
+def test_families_that_store_something_else(config: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"plain self-attention, got .*Config with .*{reason}.*use `DynamicCache`"):
+        MedaCache(config)
+
+
+@pytest.mark.parametrize("implementation", ["static", "quantized", "dynamic"])
+def test_another_cache_implementation_beside_it(llava: Family, implementation: str) -> None:
+    cache = MedaCache(llava.model.config)
+    with attach(llava.model), pytest.raises(ValueError, match=f"can't be quantised or static, got '{implementation}'"):
+        llava.model.generate(
+            **llava.prompts(1), past_key_values=cache, cache_implementation=implementation, max_new_tokens=2
+        )
+
+
+def test_expect_what_contradicts_itself(llava: Family) -> None:
+    cache = MedaCache(llava.model.config)
+    with pytest.raises(ValueError, match=r"`visual_mask` of shape \(batch_size, 5\), got \(1, 4\)"):
+        cache.expect(5, visual_mask=torch.zeros(1, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="longer than the 0 tokens seen, got None"):
+        cache.expect()
+
+
+def test_a_ratio_for_a_cache_that_keeps_everything(llava: Family) -> None:
+    cache = MedaCache(llava.model.config, preset="none")
+    with attach(llava.model), torch.no_grad():
+        llava.model(**llava.prompts(1), past_key_values=cache)
+    with pytest.raises(ValueError, match="`keep_ratio` below 1, which takes statistics"):
+        cache.compress(0.2)
+
+
+def test_merge_in_unrotated_space_and_what_it_does_not_go_with() -> None:
+    with pytest.raises(ValueError, match=r'`merge_space="rotated"`'):
+        CompressionConfig(merge_space="unrotated", recompress="each_prefill")
 
 
 def test_not_a_model() -> None:

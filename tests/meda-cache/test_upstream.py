@@ -4,12 +4,24 @@ import inspect
 import sys
 from typing import Any
 
+import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    Cache,
+    DeepseekV3Config,
+    DynamicCache,
+    Gemma3nTextConfig,
+    GenerationConfig,
+    GenerationMixin,
+    MllamaConfig,
+)
 from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from meda_cache.upstream import build_rotation, find_attention_modules, get_rotary_function
 from support.tiny_decoders import TEXT_ONLY, Family
 
 
@@ -73,6 +85,38 @@ def test_mask_is_sized_by_the_cache(family: Family) -> None:
 def test_placeholder_ids_have_one_name(family: Family) -> None:
     config = family.model.config
     assert getattr(config, "image_token_id", None) == (None if family.name in TEXT_ONLY else 90)
+
+
+def test_attention_modules_are_given_cache_and_rotary_embedding(family: Family) -> None:
+    found = find_attention_modules(family.model)
+    decoder_config = family.model.config.get_text_config(decoder=True)
+    assert sorted(module.layer_idx for module in found) == list(range(decoder_config.num_hidden_layers))  # type: ignore[type-var]
+
+
+def test_rotary_function_is_beside_the_attention_class_and_can_be_undone(family: Family) -> None:
+    function = get_rotary_function(find_attention_modules(family.model)[0])
+    assert list(inspect.signature(function).parameters)[:4] == ["q", "k", "cos", "sin"]
+    angles = torch.rand(7, 4).repeat(1, 2) * 6
+    rotate = build_rotation(function, angles.cos(), angles.sin())
+    keys, positions = torch.randn(2, 5, 8), torch.tensor([[0, 1, 3, 4, 6], [1, 2, 3, 5, 6]])
+    torch.testing.assert_close(rotate(rotate(keys, positions, False), positions, True), keys)
+    with pytest.raises(ValueError, match="without scaling"):
+        build_rotation(function, 2 * angles.cos(), 2 * angles.sin())
+
+
+def test_generate_takes_the_cache_by_name_and_looks_for_other_implementations() -> None:
+    assert "past_key_values" in inspect.getsource(GenerationMixin._prepare_cache_for_generation)
+    assert GenerationConfig().cache_implementation is None
+
+
+def test_fields_that_tell_unsupported_families() -> None:
+    assert DeepseekV3Config().kv_lora_rank
+    assert MllamaConfig().get_text_config(decoder=True).cross_attention_layers
+    assert Gemma3nTextConfig(num_kv_shared_layers=2).num_kv_shared_layers == 2
+
+
+def test_layers_are_offloaded_by_these_names() -> None:
+    assert {"offload", "prefetch", "crop", "batch_repeat_interleave", "batch_select_indices"} <= set(dir(DynamicLayer))
 
 
 def test_assisted_decoding_announces_itself() -> None:

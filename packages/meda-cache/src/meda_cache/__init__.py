@@ -11,6 +11,7 @@ from meda_cache.functional import (
     merge_tokens,
     select_tokens,
 )
+from meda_cache.plots import plot_kept_tokens, plot_layers
 from meda_cache.report import CacheStats, LayerStats
 
 __version__ = "0.1.0"
@@ -28,5 +29,7 @@ __all__ = [
     "detach",
     "key_mass",
     "merge_tokens",
+    "plot_kept_tokens",
+    "plot_layers",
     "select_tokens",
 ]

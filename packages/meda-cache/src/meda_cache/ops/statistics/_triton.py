@@ -16,7 +16,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _load_tile(pointer, index, limit, stride, head_dim, stride_d, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows `index` of a matrix, zero beyond `limit` and `head_dim`; float32 if WIDE: the interpreter has no bf16 dot."""
+    """Rows `index` of a matrix, zero beyond `limit` and `head_dim`; float32 if WIDE (the interpreter)."""
     d = tl.arange(0, BLOCK_D)
     address = pointer + index.to(tl.int64)[:, None] * stride + d[None] * stride_d
     tile = tl.load(address, mask=(index < limit)[:, None] & (d < head_dim)[None], other=0.0)
