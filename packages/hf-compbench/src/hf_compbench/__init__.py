@@ -1,10 +1,32 @@
 """MLLM-CompBench: which of two images has more of it."""
 
+from hf_compbench.audit import AuditReport, audit_pairs
 from hf_compbench.extraction import Extraction, extract_answer
+from hf_compbench.images import resolve_images
 from hf_compbench.intervals import wilson_interval
+from hf_compbench.loading import build_compbench, load_compbench
 from hf_compbench.metric_paths import metric_path
+from hf_compbench.mining import PairRule, mine_pairs
+from hf_compbench.report import build_report, save_report
 from hf_compbench.scoring import Scores, compare, score
 
 __version__ = "0.1.0"
 
-__all__ = ["Extraction", "Scores", "compare", "extract_answer", "metric_path", "score", "wilson_interval"]
+__all__ = [
+    "AuditReport",
+    "Extraction",
+    "PairRule",
+    "Scores",
+    "audit_pairs",
+    "build_compbench",
+    "build_report",
+    "compare",
+    "extract_answer",
+    "load_compbench",
+    "metric_path",
+    "mine_pairs",
+    "resolve_images",
+    "save_report",
+    "score",
+    "wilson_interval",
+]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 Z95 = 1.959963984540054
-_CELLS = 20_000_000  # of the table of drawn clusters that is held at once
+_CELLS = 1_000_000  # of the table of drawn clusters that is held at once
 
 
 def wilson_interval(successes: float, n: int, z: float = Z95) -> tuple[float, float]:
@@ -57,8 +57,8 @@ def draw_means(sums: Floats, sizes: Floats, replicates: int, generator: np.rando
     step = max(1, _CELLS // count)
     for start in range(0, replicates, step):
         stop = min(start + step, replicates)
-        weights = generator.multinomial(count, np.full(count, 1 / count), size=stop - start)
-        means[start:stop] = weights @ sums / (weights @ sizes)
+        drawn = generator.integers(count, size=(stop - start, count), dtype=np.int32)
+        means[start:stop] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
     return means
 
 
@@ -97,7 +97,8 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     if n == 0:
         return 1.0
     if n <= 1000:
-        return min(1.0, 2 * sum(math.comb(n, i) for i in range(k + 1)) / 2**n)
+        tails: int = 2 * sum(math.comb(n, i) for i in range(k + 1))
+        return min(1.0, tails / int(2**n))
     logs = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
     return min(1.0, 2 * math.fsum(math.exp(value) for value in logs))
 

@@ -30,7 +30,8 @@ class Scores:
     Args:
         columns: by column code, in the order of the data: `n`, `accuracy` with its Wilson interval `low` and `high`,
             `standard_error` over groups, `chance`, `majority`, and where both image orders were asked
-            `pair_accuracy`, `consistency`, `bias`, `side_gap`, ...
+            `pair_accuracy`, `consistency`, `bias`, `side_gap`, ...; where options were scored in both orders
+            `debiased_accuracy`, that of the option with the best mean score.
         relativities: mean accuracy of each kind of comparison over its columns.
         macro: mean accuracy over columns, `macro_low` and `macro_high` its 95 percent bootstrap interval.
         macro_relativities: mean over the kinds of comparison.
@@ -135,6 +136,23 @@ def read_answer(row: Row, response: Row, mode: Mode = "strict") -> tuple[int, st
     return (origin[index] if index >= 0 else UNPARSED), step
 
 
+def _debiased(rows: Sequence[Row], responses: Iterable[Row]) -> dict[str, bool]:
+    """Returns by row id whether the option with the best mean score over both image orders is right."""
+    scores = {
+        (response["id"], response.get("order", "12")): np.array(response["scores"])
+        for response in responses
+        if response.get("scores") is not None and not response.get("shift", 0)
+    }
+    return {
+        row["id"]: functional.debias(
+            scores[row["id"], "12"], scores[row["id"], "21"], functional.build_swap_map(row["options"])
+        )
+        == row["answer"]
+        for row in rows
+        if all((row["id"], order) in scores for order in ORDERS)
+    }
+
+
 def _collect(
     rows: Sequence[Row], responses: Iterable[Row], mode: Mode
 ) -> tuple[dict[tuple[str, str], list[int]], Counter[str]]:
@@ -201,7 +219,9 @@ def score(
     if mode not in ("strict", "paper"):
         raise ValueError(f"Expected `mode` to be 'strict' or 'paper', got {mode!r}.")
     rows: list[dict[str, Any]] = read_rows(dataset)
+    responses = list(responses)
     found, steps = _collect(rows, responses, mode)
+    debiased = _debiased(rows, responses)
     by_column: dict[str, list[Row]] = {}
     missing = 0
     expected = {order for _, order in found}
@@ -213,6 +233,8 @@ def score(
     answers: dict[str, dict[str, Any]] = {}
     for code, members in by_column.items():
         columns[code], right = _score_column(members, found)
+        if both := [debiased[row["id"]] for row in members if row["id"] in debiased]:
+            columns[code]["debiased_accuracy"] = float(np.mean(both))
         values.append((right, [row["group_id"] for row in members]))
         for member, value in zip(members, right.tolist(), strict=True):
             answers[member["id"]] = {"gold": member["answer"], "right": value} | {

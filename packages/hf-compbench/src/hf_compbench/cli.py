@@ -1,0 +1,155 @@
+"""The command `hf-compbench`: build, audit, run, score."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from hf_compbench.audit import AuditReport, audit_pairs
+from hf_compbench.loading import CONFIGS, build_compbench, load_compbench
+from hf_compbench.prompting import LAYOUTS
+from hf_compbench.report import save_report
+from hf_compbench.scoring import score
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 1 for an audit that failed, 2 for bad input."""
+    args = _build_parser().parse_args(arguments)
+    try:
+        return int(args.command(args))
+    except (ValueError, OSError, ImportError) as error:
+        sys.stderr.write(f"hf-compbench: {error}\n")
+        return 2
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-compbench", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    build = commands.add_parser("build", help="label files -> Parquet folder for datasets.load_dataset")
+    build.add_argument("labels", help="folder with the authors' label files")
+    build.add_argument("--out", required=True)
+    _add_images(build)
+    build.set_defaults(command=_build)
+    audit = commands.add_parser("audit", help="can answers be had without comparing images? exits 1 if so")
+    audit.add_argument("path", help="folder of label files or of Parquet, or 'mini'")
+    audit.add_argument("--split", choices=("official", "clean"), default="clean")
+    audit.add_argument("--out", help="report, .html or .json")
+    audit.set_defaults(command=_audit)
+    run = commands.add_parser("run", help="ask a model in both image orders")
+    run.add_argument("model", help="Hub id or folder, or heuristic:left, heuristic:random, ...")
+    run.add_argument("--store", required=True, help="JSONL file of responses; a second run goes on where it stopped")
+    run.add_argument("--prompt", default="v2")
+    run.add_argument("--layout", choices=LAYOUTS)
+    run.add_argument("--mode", choices=("generate", "logprob"), default="generate")
+    run.add_argument("--chat-template", help="'plain', for processors that have none")
+    run.add_argument("--device", default="cpu")
+    run.add_argument("--dtype", default="float32")
+    run.add_argument("--check-batch", type=int, metavar="N", help="only see that batches of N give the same replies")
+    _add_data(run)
+    run.set_defaults(command=_run)
+    scoring = commands.add_parser("score", help="score stored responses; needs no model")
+    scoring.add_argument("responses", help="JSONL file or folder of them")
+    scoring.add_argument("--paper", action="store_true", help="read replies as the authors' scripts did")
+    scoring.add_argument("--report", help="page to write, .html or .md")
+    scoring.add_argument("--out", help="JSON file to write")
+    _add_data(scoring)
+    scoring.set_defaults(command=_score)
+    return parser
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image-root", help="folder with your copies of the images")
+    parser.add_argument("--accept-terms", action="store_true", help="you have read and accept the terms of the images")
+    parser.add_argument("--skip-missing", action="store_true", help="leave out rows whose images are missing")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", choices=CONFIGS, default="mini")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--path", help="folder of label files or of Parquet")
+    parser.add_argument("--num-pairs", type=int, help="pairs of each kind, for mini")
+    _add_images(parser)
+
+
+def _image_options(args: argparse.Namespace) -> dict[str, Any]:
+    missing = "skip" if args.skip_missing else "error"
+    return {"image_root": args.image_root, "accept_terms": args.accept_terms, "on_missing": missing}
+
+
+def _load(args: argparse.Namespace) -> datasets.Dataset:
+    mini = {"num_pairs": args.num_pairs} if args.num_pairs else {}
+    return load_compbench(args.config, args.split, path=args.path, **_image_options(args), **mini)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _build(args: argparse.Namespace) -> int:
+    counts = build_compbench(args.labels, args.out, **_image_options(args))
+    for config, by_split in counts.items():
+        _write(f"{config}: " + ", ".join(f"{split} {n}" for split, n in by_split.items()))
+    return 0
+
+
+def _audit(args: argparse.Namespace) -> int:
+    if args.path == "mini":
+        report = audit_pairs(load_compbench("mini"))
+    else:
+        test, val = (load_compbench("all", f"{args.split}_{part}", path=args.path) for part in ("test", "val"))
+        report = audit_pairs(test, val)
+    _write(str(report))
+    if args.out:
+        _save_audit(report, Path(args.out))
+    return 0 if report.passed else 1
+
+
+def _save_audit(report: AuditReport, path: Path) -> None:
+    if path.suffix not in (".html", ".json"):
+        raise ValueError(f"Expected a report that ends in .html or .json, got {path.name!r}.")
+    text = json.dumps(report.to_dict(), indent=1) if path.suffix == ".json" else report.to_html()
+    partial = path.with_suffix(".part")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from hf_compbench.prompting import load_prompt
+    from hf_compbench.runners import HeuristicRunner, TransformersRunner, run_model
+    from hf_compbench.runners.run import build_requests
+    from hf_compbench.runners.transformers_runner import compare_batch_sizes
+
+    dataset = _load(args)
+    if args.model.startswith("heuristic:"):
+        runner: Any = HeuristicRunner(args.model.partition(":")[2])
+    else:
+        options = {"chat_template": args.chat_template, "device": args.device, "dtype": args.dtype}
+        runner = TransformersRunner.from_pretrained(args.model, **options)
+    if args.check_batch:
+        few = dataset.select(range(min(args.check_batch, len(dataset))))
+        requests = list(build_requests(few, runner.name, load_prompt(args.prompt), orders=["12"]))
+        different = compare_batch_sizes(runner, requests, args.check_batch)
+        _write(f"{len(different)} of {len(requests)} replies change in a batch of {args.check_batch}: {different[:3]}")
+        return 1 if different else 0
+    options = {"store": args.store, "prompt": args.prompt, "layout": args.layout, "mode": args.mode}
+    responses = run_model(dataset, runner, **options)
+    _write(str(score(dataset, responses)))
+    return 0
+
+
+def _score(args: argparse.Namespace) -> int:
+    from hf_compbench.runners.store import read_responses
+
+    responses = read_responses(args.responses)
+    dataset = _load(args)
+    scores = score(dataset, responses, mode="paper" if args.paper else "strict")
+    _write(str(scores))
+    if args.out:
+        Path(args.out).write_text(json.dumps(scores.to_dict(), indent=1) + "\n", encoding="utf-8")
+    if args.report:
+        save_report(args.report, dataset, scores)
+    return 0

@@ -1,0 +1,269 @@
+"""Splits, Parquet folders, images of a user's own, streaming; mini-CompBench and its photo part."""
+
+import json
+import random
+from collections import Counter
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from hf_compbench import build_compbench, load_compbench, resolve_images
+from hf_compbench.features import build_features
+from hf_compbench.splits import split_clean, split_official
+
+SIZES = {  # of the specification: column -> source, relativity, total, test
+    "ST-a": ("mit_states", "attribute", 183, 146),
+    "FA": ("fashionpedia", "attribute", 2435, 1948),
+    "VA-s": ("vaw", "state", 470, 376),
+    "SN": ("soccernet", "temporality", 8316, 6652),
+    "QB": ("q_bench2", "quality", 1000, 800),
+    "ND": ("nyu_depth_v2", "spatiality", 1858, 1486),
+    "FE": ("fer_2013", "emotion", 3783, 3026),
+}
+
+
+def rows_of(source, relativity, n):
+    return [{"source": source, "relativity": relativity, "number": i} for i in range(n)]
+
+
+def test_official_split_has_the_published_sizes():
+    splits = split_official([row for s, r, n, _ in SIZES.values() for row in rows_of(s, r, n)])
+    counts = Counter((row["source"], row["relativity"]) for row in splits["official_test"])
+    assert counts == {(s, r): test for s, r, _, test in SIZES.values()}
+
+
+def test_official_split_is_the_reference_s_shuffle():
+    numbers = list(range(50))
+    random.seed(30)
+    random.shuffle(numbers)
+    splits = split_official(rows_of("celeba", "emotion", 50))
+    assert [row["number"] for row in splits["official_test"]] == numbers[:40]
+    assert [row["number"] for row in splits["official_val"]] == numbers[40:]
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    """A release in small: two sources, shared images, duplicates, one-sided questions, images on disk."""
+    folder = tmp_path_factory.mktemp("labels")
+    celeba = [
+        {
+            "image_1": f"celeba/{i // 2}.png",
+            "image_2": f"celeba/{50 + i}.png",
+            "question": "Which person smiles more?",
+            "answer": "Left",
+        }
+        for i in range(40)
+    ]
+    celeba += [celeba[0], {**celeba[1], "image_2": celeba[1]["image_1"]}, {}]
+    brush = [
+        {
+            "image_1": f"magic_brush/{i}.png",
+            "image_2": f"magic_brush/{i + 20}.png",
+            "options": "dog,hat",
+            "answer": "hat",
+        }
+        for i in range(10)
+    ]
+    brush.append({**brush[0], "image_1": "magic_brush/99.png", "answer": "cat"})
+    (folder / "celebA_label.json").write_text(json.dumps(celeba))
+    (folder / "mb_label.json").write_text(json.dumps(brush))
+    images = tmp_path_factory.mktemp("images")
+    for entry in celeba + brush:
+        for key in ("image_1", "image_2"):
+            if key in entry:
+                path = images / entry[key]
+                path.parent.mkdir(exist_ok=True)
+                value = int(path.stem) * 2
+                Image.new("RGB", (8, 6), (value, value // 2, 9)).save(path)
+    return folder, images
+
+
+def test_clean_split_shares_no_image_repeats_no_pair_and_is_balanced(labels):
+    test, val = (load_compbench("all", split, path=labels[0]) for split in ("clean_test", "clean_val"))
+    names = test.features["source"].names
+    images = [
+        {
+            (names[s], k)
+            for row in part
+            for s, k in ((row["source"], row["image_1_key"]), (row["source"], row["image_2_key"]))
+        }
+        for part in (test, val)
+    ]
+    assert not images[0] & images[1]
+    assert test.num_rows + val.num_rows == 50  # the duplicate, the self pair and the answer that is no option are out
+    for part in (test, val):
+        smiles = Counter(row["answer"] for row in part if "smiles" in row["question"])
+        assert abs(smiles[0] - smiles[1]) <= 1
+    keys = [
+        (*sorted((row["image_1_key"], row["image_2_key"])), row["question"]) for part in (test, val) for row in part
+    ]
+    assert len(set(keys)) == len(keys)
+    groups = [set(part["group_id"]) for part in (test, val)]
+    assert not groups[0] & groups[1]
+
+
+def test_swapping_to_balance_keeps_the_answer_true(labels):
+    test = load_compbench("emotion", "clean_test", path=labels[0])
+    for row in test:
+        winner = row["image_1_key"] if row["answer_text"] == "Left" else row["image_2_key"]
+        assert int(winner.split("/")[1][:-4]) < 50  # in the file the first image wins, and it is below 50
+        assert row["options"][row["answer"]] == row["answer_text"]
+
+
+def test_clean_split_does_not_depend_on_the_order_of_the_file(labels):
+    from hf_compbench.loading import build_splits, read_label_folder
+
+    files = read_label_folder(labels[0])
+    rows = [row for file in files for row in file.rows]
+    forward, backward = split_clean(rows), split_clean(rows[::-1])
+    for name in forward:
+        assert {(row["id"], row["answer"]) for row in forward[name]} == {
+            (row["id"], row["answer"]) for row in backward[name]
+        }
+    assert set(build_splits(files)) == {"official_test", "official_val", "clean_test", "clean_val"}
+
+
+def test_built_folder_loads_with_plain_datasets(labels, tmp_path):
+    counts = build_compbench(labels[0], tmp_path / "out")
+    assert counts["all"]["official_test"] == counts["emotion"]["official_test"] + counts["existence"]["official_test"]
+    plain = datasets.load_dataset(
+        str(tmp_path / "out"), "emotion", split="official_test", cache_dir=str(tmp_path / "c")
+    )
+    assert plain.features == build_features()
+    direct = load_compbench("emotion", "official_test", path=labels[0])
+    assert plain["id"][:] == direct["id"][:]
+    assert load_compbench("emotion", "official_test", path=tmp_path / "out")["id"][:] == direct["id"][:]
+    skipped = json.loads((tmp_path / "out" / "skipped.json").read_text())
+    assert skipped == {"celeba": [{"entry": 42, "reason": "empty entry"}]}
+    with pytest.raises(ValueError, match="new or empty folder"):
+        build_compbench(labels[0], tmp_path / "out")
+
+
+def test_streaming_equals_map_style(labels, tmp_path):
+    build_compbench(labels[0], tmp_path / "out")
+    for path in (labels[0], tmp_path / "out"):
+        whole = load_compbench("all", "clean_test", path=path)
+        stream = load_compbench("all", "clean_test", path=path, streaming=True)
+        assert [row["id"] for row in stream] == whole["id"][:]
+
+
+def test_images_come_from_the_user_s_folder_and_parquet_keeps_their_bytes(labels, tmp_path):
+    folder, images = labels
+    ds = load_compbench("emotion", "clean_val", path=folder, image_root=images, accept_terms=True)
+    row = ds[0]
+    value = int(row["image_1_key"].split("/")[1][:-4]) * 2
+    assert np.asarray(row["image_1"])[0, 0].tolist() == [value, value // 2, 9]
+    build_compbench(folder, tmp_path / "out", image_root=images, accept_terms=True)
+    built = load_compbench("emotion", "clean_val", path=tmp_path / "out").cast_column(
+        "image_1", datasets.Image(decode=False)
+    )
+    for row in built:
+        assert row["image_1"]["bytes"] == (images / row["image_1_key"]).read_bytes()
+
+
+def test_terms_have_to_be_accepted_and_files_to_be_there(labels, tmp_path):
+    folder, images = labels
+    with pytest.raises(PermissionError, match=r"accept_terms=True.*\n- celeba: CelebA is for non-commercial research"):
+        load_compbench("emotion", "clean_val", path=folder, image_root=images)
+    ds = load_compbench("emotion", "official_test", path=folder)
+    with pytest.raises(FileNotFoundError, match=r"are missing, e\.g\. celeba/"):
+        resolve_images(ds, tmp_path, accept_terms=True)
+    (tmp_path / "celeba").mkdir()
+    for key in (ds[0]["image_1_key"], ds[0]["image_2_key"]):
+        (tmp_path / key).write_bytes((images / key).read_bytes())
+    assert resolve_images(ds, tmp_path, accept_terms=True, on_missing="skip").num_rows >= 1
+
+
+def test_links_out_of_the_folder_are_refused(labels, tmp_path):
+    ds = load_compbench("emotion", "official_test", path=labels[0]).select([0])
+    (tmp_path / "celeba").mkdir()
+    for key in (ds[0]["image_1_key"], ds[0]["image_2_key"]):
+        (tmp_path / key).symlink_to(labels[1] / key)
+    with pytest.raises(ValueError, match="is a link to"):
+        resolve_images(ds, tmp_path, accept_terms=True)
+
+
+def test_mini_holds_all_kinds_and_every_answer_is_true(mini):
+    assert mini.features == build_features()
+    names = mini.features["relativity"].int2str
+    assert Counter(map(names, mini["relativity"])) == dict.fromkeys(mini.features["relativity"].names, 8)
+    assert len(set(mini["id"])) == mini.num_rows
+    keys = [key for row in mini.select_columns(["image_1_key", "image_2_key"]) for key in row.values()]
+    assert len(set(keys)) == len(keys)  # no image is in two pairs
+
+
+def test_mini_splits_share_no_image(mini):
+    other = load_compbench("mini", "validation", num_pairs=8, image_size=64, relativities=("quantity", "state"))
+    assert not set(other["image_1_key"]) & (set(mini["image_1_key"]) | set(mini["image_2_key"]))
+
+
+def test_mini_is_the_same_every_time_and_streams(mini):
+    options = {"num_pairs": 8, "image_size": 64, "relativities": ("temporality",)}
+    again = load_compbench("mini", "test", **options)
+    wanted = [row["id"] for row in mini if mini.features["relativity"].int2str(row["relativity"]) == "temporality"]
+    assert again["id"][:] == wanted
+    assert [row["id"] for row in load_compbench("mini", "test", streaming=True, **options)] == wanted
+
+
+def test_mini_answers_follow_from_pixels(mini):
+    """An oracle that looks: quantity by counting connected regions is not needed where colours are few."""
+    names = mini.features["relativity"].int2str
+    brighter = 0
+    for row in mini:
+        if names(row["relativity"]) == "quality" and row["subtype"] == "exposure" and row["answer_text"] != "Same":
+            light = [np.asarray(row[side]).mean() for side in ("image_1", "image_2")]
+            assert (light[0] > light[1]) == (row["answer_text"] == "Left")
+            brighter += 1
+        if names(row["relativity"]) == "existence" and row["subtype"] == "difference":
+            change = np.abs(np.asarray(row["image_1"]).astype(int) - np.asarray(row["image_2"]))
+            assert (change.max() > 40) == (row["answer_text"] != "None")
+
+
+def test_photos_give_pairs_with_known_edits(photo_folder):
+    ds = load_compbench(
+        "mini",
+        "heldout",
+        num_pairs=8,
+        image_size=64,
+        relativities=("quality", "attribute", "existence", "quantity"),
+        image_root=photo_folder,
+    )
+    sources = Counter(map(ds.features["source"].int2str, ds["source"]))
+    assert sources == {"mini_scenes": 32, "mini_photos": 32}
+    checked = 0
+    for row in ds:
+        if ds.features["source"].int2str(row["source"]) == "mini_photos" and "brighter" in row["question"]:
+            light = [np.asarray(row[side]).mean() for side in ("image_1", "image_2")]
+            assert (light[0] > light[1]) == (row["answer_text"] == "Left")
+            checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"config": "maxi"}, "Expected `config` to be one of mini, all, attribute"),
+        ({"split": "dev"}, "train, validation, test, heldout, got 'dev'"),
+        ({"num_pairs": 1}, "at least 4, got 1"),
+        ({"config": "all", "split": "clean_test"}, "no official Hub copy"),
+        ({"config": "all", "split": "test", "path": "x"}, "official_test.*got 'test'"),
+        ({"config": "all", "split": "clean_test", "path": "x", "num_pairs": 9}, "are for config 'mini'"),
+        ({"source": "web"}, "'local' or 'hub', got 'web'"),
+        ({"path": "x"}, "takes no `path`"),
+        ({"relativities": ("size",)}, r"got \['size'\]"),
+    ],
+)
+def test_bad_arguments_give_one_clear_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_compbench(**arguments)
+
+
+def test_missing_folders_give_one_clear_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="label files of MLLM-CompBench"):
+        load_compbench("all", "clean_test", path=tmp_path / "none")
+    with pytest.raises(ValueError, match=r"Expected label files .*st_label\.json"):
+        load_compbench("all", "clean_test", path=tmp_path)
+    with pytest.raises(FileNotFoundError, match="found none"):
+        load_compbench("mini", image_root=tmp_path, num_pairs=4)
