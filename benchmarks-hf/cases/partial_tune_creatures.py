@@ -19,7 +19,7 @@ from cases.partial_tune_digits import NUM_SEEDS, Experiment, Samples, run_seed, 
 from partial_tune import ClassPartition, interpolate_adapter
 
 DOMAIN = "rotated"
-NUM_TRAIN, NUM_TEST = 1440, 960
+NUM_TRAIN, NUM_TEST = 960, 480
 
 
 @lru_cache(maxsize=2)
@@ -46,14 +46,14 @@ def build_creatures(seed: int, *, quick: bool) -> Experiment:
         partition=ClassPartition.from_names(base.config, [base.config.id2label[index] for index in seen]),
         seed=seed,
         options={
-            "max_steps": 4 if quick else 60,
-            "per_device_train_batch_size": 32,
+            "max_steps": 4 if quick else 30,
+            "per_device_train_batch_size": 24,
             "learning_rate": 2e-3,
             "lr_scheduler_type": "cosine",
         },
         optimizer=(torch.optim.AdamW, {"lr": 2e-3, "weight_decay": 0.0}),
-        workers=4,
-        rounds=4,
+        workers=3,
+        rounds=3,
     )
 
 

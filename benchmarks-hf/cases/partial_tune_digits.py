@@ -100,41 +100,43 @@ def tune(experiment: Experiment, method: str, *, all_classes: bool = False) -> t
     return model, trainer
 
 
-def measure(experiment: Experiment, model: nn.Module, gamma: float = 0.0) -> dict[str, float]:
-    """The columns of one row, on the test set of the target domain."""
+def measure(experiment: Experiment, model: nn.Module, *gammas: float) -> list[dict[str, float]]:
+    """The columns of one row for no offset and for each offset, on the test set of the target domain."""
     partition = experiment.partition
     head = find_head(model, partition.num_classes)
     logits, labels, features = collect(model, DataLoader(experiment.test, batch_size=128), head)
     _, train_labels, reference = collect(model, DataLoader(experiment.train, batch_size=128), head)
-    found = group_accuracies(logits, labels, partition, gamma=gamma)
     assert train_labels is not None
     scores = ncm_scores(features.flatten(1), reference.flatten(1), train_labels, partition.num_classes)
     ausuc = seen_absent_sweep(logits, labels, partition).ausuc
     probe = group_accuracies(scores, labels, partition)["U/Y"]
-    row = {**found, "AUSUC": ausuc, "NCM U/Y": probe, "gamma": gamma}
-    return {name: float(row[name] or 0.0) for name in COLUMNS}
+    rows = []
+    for gamma in (0.0, *gammas):
+        found = group_accuracies(logits, labels, partition, gamma=gamma)
+        row = {**found, "AUSUC": ausuc, "NCM U/Y": probe, "gamma": gamma}
+        rows.append({name: float(row[name] or 0.0) for name in COLUMNS})
+    return rows
 
 
 def run_seed(experiment: Experiment, mix: Callable[[nn.Module, nn.Module], nn.Module]) -> dict[str, dict[str, float]]:
     """All rows of one seed."""
     partition, test = experiment.partition, DataLoader(experiment.test, batch_size=128)
-    rows = {"source": measure(experiment, experiment.source())}
+    rows = {"source": measure(experiment, experiment.source())[0]}
     model, trainer = tune(experiment, "finetune")
-    rows["fine-tuned"] = measure(experiment, model)
     gammas = {
         "ALG": trainer.fit_calibrator("alg").gamma,
         "ratio-PCV": trainer.fit_calibrator("pcv_ratio").gamma,
         "oracle gamma": LogitCalibrator.fit(model, test, partition, "oracle").gamma,
     }
-    rows |= {f"fine-tuned + {name}": measure(experiment, model, gamma) for name, gamma in gammas.items()}
+    names = ["fine-tuned", *(f"fine-tuned + {name}" for name in gammas)]
+    rows |= dict(zip(names, measure(experiment, model, *gammas.values()), strict=True))
     middle = mix(experiment.source(), model)
-    rows["interpolation 0.5"] = measure(experiment, middle)
+    rows["interpolation 0.5"] = measure(experiment, middle)[0]
     frozen, _ = tune(experiment, "frozen_head")
-    rows["frozen head"] = measure(experiment, frozen)
+    rows["frozen head"] = measure(experiment, frozen)[0]
     local, trainer = tune(experiment, "lolsgd")
-    rows["LOLSGD"] = measure(experiment, local)
-    rows["LOLSGD + ALG"] = measure(experiment, local, trainer.fit_calibrator("alg").gamma)
-    rows["trained on all classes"] = measure(experiment, tune(experiment, "finetune", all_classes=True)[0])
+    rows["LOLSGD"], rows["LOLSGD + ALG"] = measure(experiment, local, trainer.fit_calibrator("alg").gamma)
+    rows["trained on all classes"] = measure(experiment, tune(experiment, "finetune", all_classes=True)[0])[0]
     return rows
 
 

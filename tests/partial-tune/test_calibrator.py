@@ -1,5 +1,6 @@
 """LogitCalibrator on real model classes: hook, fold, manual addition, files, and what it refuses."""
 
+import copy
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -82,6 +83,18 @@ def test_attaching_the_same_calibrator_again_does_nothing(tiny_vit: nn.Module, p
     calibrator.detach(tiny_vit)
     calibrator.detach(tiny_vit)
     assert torch.equal(logits_of(tiny_vit, inputs), before)
+
+
+def test_a_copy_of_an_attached_model_is_attached_and_can_be_detached(
+    tiny_vit: nn.Module, partition: ClassPartition
+) -> None:
+    calibrator, inputs = make(partition), image_inputs()
+    before = logits_of(tiny_vit, inputs)
+    with calibrator.attach(tiny_vit):
+        copied = copy.deepcopy(tiny_vit)
+    torch.testing.assert_close(logits_of(copied, inputs), before + OFFSET)
+    calibrator.detach(copied)
+    assert torch.equal(logits_of(copied, inputs), before)
 
 
 def test_tuples_and_losses(tiny_vit: nn.Module, partition: ClassPartition) -> None:

@@ -45,6 +45,9 @@ def test_wrappers_are_taken_off() -> None:
     inner = model.get_base_model()
     assert get_base_model(model) is inner
     assert get_base_model(nn.DataParallel(model)) is inner
+    own = nn.Linear(2, 2)
+    own.module = nn.Linear(2, 2)  # a name that a model of one's own may have
+    assert get_base_model(own) is own
     assert read_id2label(model) == inner.config.id2label
     assert read_id2label(nn.Linear(2, 2)) is None
 

@@ -11,7 +11,8 @@ from partial_tune.gamma import GammaEstimate, average_logit_gap
 from partial_tune.interpolation import interpolate, interpolate_adapter
 from partial_tune.partition import ClassPartition
 from partial_tune.plots import plot_sweep
-from partial_tune.sweep import OperatingPoint, SweepResult, SweepState, seen_absent_sweep
+from partial_tune.result import OperatingPoint, SweepResult
+from partial_tune.sweep import SweepState, seen_absent_sweep
 
 if TYPE_CHECKING:
     from partial_tune.arguments import PartialTuneArguments

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,27 +12,29 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
-from partial_tune.files import write_json, write_tensors
-from partial_tune.gamma import (
-    GammaEstimate,
-    GapCollector,
-    choose_by_oracle,
-    combine_splits,
-    match_absent_rate,
-    run_pseudo_split,
+from partial_tune.attachment import (
+    MARK,
+    LogitHook,
+    add_offset,
+    check_labels_of,
+    check_uncalibrated,
+    hooks_of,
+    read_mark,
 )
-from partial_tune.partition import GENERIC_NAME, ClassPartition, hash_names, read_names
-from partial_tune.running import build_eval_loader, collect, iter_logits, split_batch
-from partial_tune.sweep import Criterion, SweepState
-from partial_tune.upstream import change_logits, find_head, get_base_model, read_id2label
+from partial_tune.files import write_json, write_tensors
+from partial_tune.fitting import collect_gaps, collect_sweep, run_splits
+from partial_tune.gamma import GammaEstimate, choose_by_oracle, combine_splits, match_absent_rate
+from partial_tune.partition import ClassPartition
+from partial_tune.result import Criterion
+from partial_tune.running import build_eval_loader, collect
+from partial_tune.upstream import find_head, get_base_model
 
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 METHODS = ("alg", "pcv_ratio", "pcv", "source_match", "oracle")
 JSON_NAME, TENSORS_NAME = "calibrator.json", "calibrator.safetensors"
-MARK = "logit_calibration"  # in the model's config, or on a model without one
 
 
 class LogitCalibrator:
@@ -142,13 +145,13 @@ class LogitCalibrator:
         if method in ("pcv", "pcv_ratio"):
             if fine_tune is None or not isinstance(loader, DataLoader):
                 raise ValueError(f"Expected `fine_tune` and a `DataLoader` for `method={method!r}`.")
-            splits = _run_splits(loader, partition, fine_tune, num_splits, seed, criterion, value)
+            splits = run_splits(loader, partition, fine_tune, num_splits, seed, criterion, value)
             estimate = combine_splits(splits, estimate, ratio=method == "pcv_ratio")
         return cls(partition, estimate.gamma, estimate)
 
     def calibrate(self, logits: Tensor, candidates: Sequence[str] | None = None) -> Tensor:
         """Returns logits with the offset added, classes in the last dimension, in the dtype of `logits`."""
-        return _add(logits, self._offset_for(candidates), -1)
+        return add_offset(logits, self._offset_for(candidates), -1)
 
     def attach(self, model: nn.Module, candidates: Sequence[str] | None = None) -> ExitStack:
         """Returns a context manager that detaches `model`, whose logits are calibrated from now on.
@@ -167,12 +170,12 @@ class LogitCalibrator:
         """
         base = get_base_model(model)
         scope = ExitStack()
-        if any(hook.owner is self for hook in _hooks_of(base)):
+        if any(hook.owner is self for hook in hooks_of(base)):
             return scope  # whoever attached it detaches it
         check_uncalibrated(base)
         if candidates is None:
             check_labels_of(base, self.partition)
-        hook = _Hook(self, self._offset_for(candidates))
+        hook = LogitHook(self, self._offset_for(candidates))
         base.register_forward_hook(hook, with_kwargs=True)
         self._mark(base, folded=False)
         scope.callback(self.detach, base)
@@ -182,7 +185,7 @@ class LogitCalibrator:
         """Undoes `attach`. Does nothing if `model` is not attached."""
         base = get_base_model(model)
         for key, hook in list(base._forward_hooks.items()):
-            if isinstance(hook, _Hook) and hook.owner is self:
+            if isinstance(hook, LogitHook) and hook.owner is self:
                 base._forward_hooks.pop(key)
                 base._forward_hooks_with_kwargs.pop(key, None)
                 self._unmark(base)
@@ -323,8 +326,6 @@ class LogitCalibrator:
             repo_id (`str`): such as `"me/my-model"`.
             kwargs: `private` and `token`, and `commit_message` and `revision` of `HfApi.upload_folder`.
         """
-        import tempfile
-
         from huggingface_hub import HfApi
 
         api = HfApi(token=kwargs.pop("token", None))
@@ -332,119 +333,3 @@ class LogitCalibrator:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
-
-
-class _Hook:
-    """A forward hook that adds an offset to the logits of an output."""
-
-    def __init__(self, owner: LogitCalibrator, offset: Tensor) -> None:
-        self.owner, self.offset = owner, offset
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        return change_logits(output, lambda logits, dim: _add(logits, self.offset, dim), module, args, kwargs)
-
-
-def _add(logits: Tensor, offset: Tensor, dim: int) -> Tensor:
-    """Logits with an offset along a dimension; added in float32 at least, returned in their own dtype."""
-    if logits.shape[dim] != len(offset):
-        raise ValueError(
-            f"Expected logits of {len(offset)} classes in dimension {dim}, got shape {tuple(logits.shape)}; for a "
-            "zero-shot model pass `candidates`, the class names in the order of its prompts."
-        )
-    shape = [1] * logits.ndim
-    shape[dim] = len(offset)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return (wide + offset.to(logits.device).view(shape)).to(logits.dtype)
-
-
-def _hooks_of(base: nn.Module) -> list[_Hook]:
-    return [hook for hook in base._forward_hooks.values() if isinstance(hook, _Hook)]
-
-
-def read_mark(model: nn.Module) -> dict[str, Any]:
-    """Returns what a model's config says about its calibration; empty if nothing."""
-    base = get_base_model(model)
-    return dict(getattr(getattr(base, "config", base), MARK, None) or {})
-
-
-def check_uncalibrated(model: nn.Module) -> None:
-    """Raises if an offset is applied to the model's logits already."""
-    base = get_base_model(model)
-    if _hooks_of(base):
-        raise ValueError(
-            f"Expected a model without calibration, but {_hooks_of(base)[0].owner!r} is attached; detach it."
-        )
-    if read_mark(base).get("folded"):
-        raise ValueError(
-            f"Expected a model without calibration, but gamma {read_mark(base)['gamma']:.4g} is folded into its head; "
-            "call `unfold_` of that calibrator, or load the model as it was before."
-        )
-
-
-def check_labels_of(model: nn.Module, partition: ClassPartition) -> None:
-    """Raises if a model's named classes are not those of the partition, in their order."""
-    labels = read_id2label(model)
-    if labels is None or all(GENERIC_NAME.fullmatch(name) for name in labels.values()):
-        return
-    names = read_names(labels)
-    if hash_names(names) != partition.hash:
-        raise ValueError(
-            f"Expected a model with the {partition.num_classes} classes of the partition in their order "
-            f"({', '.join(partition.names[:4])}, ...), got {len(names)} ({', '.join(names[:4])}, ...). Build the "
-            "partition from `model.config`, and keep the `id2label` of the pre-trained model."
-        )
-
-
-def collect_sweep(model: nn.Module, loader: Iterable[Any], partition: ClassPartition) -> SweepState:
-    """Returns the sweep state of a labelled loader."""
-    state = SweepState(partition)
-    for logits, labels in iter_logits(model, loader):
-        state.update(logits, _require(labels))
-    return state
-
-
-def collect_gaps(model: nn.Module, loader: Iterable[Any], partition: ClassPartition) -> GammaEstimate:
-    """Returns the average logit gap of a loader of fine-tuning samples."""
-    collector = GapCollector(partition)
-    for logits, labels in iter_logits(model, loader):
-        collector.update(logits, _require(labels))
-    return collector.estimate()
-
-
-def _require(labels: Tensor | None) -> Tensor:
-    if labels is None:
-        raise ValueError("Expected batches with `labels`, got none; use mappings with `labels` or (inputs, labels).")
-    return labels
-
-
-def _run_splits(
-    loader: DataLoader[Any],
-    partition: ClassPartition,
-    fine_tune: Callable[[Dataset[Any]], nn.Module],
-    num_splits: int,
-    seed: int,
-    criterion: Criterion,
-    value: float | None,
-) -> list[Any]:
-    labels = torch.cat([torch.as_tensor(_require(split_batch(batch)[2])).cpu() for batch in loader]).numpy()
-    dataset = loader.dataset
-
-    def predict(model: nn.Module, ids: list[int]) -> tuple[Tensor, Tensor]:
-        part = DataLoader(Subset(dataset, ids), batch_size=loader.batch_size or 1, collate_fn=loader.collate_fn)
-        logits, found, _ = collect(model, part)
-        return logits, _require(found)
-
-    splits = [
-        run_pseudo_split(
-            partition,
-            labels,
-            lambda ids: fine_tune(Subset(dataset, ids)),
-            predict,
-            split=split,
-            seed=seed,
-            criterion=criterion,
-            value=value,
-        )
-        for split in range(num_splits)
-    ]
-    return [split for split in splits if split is not None]

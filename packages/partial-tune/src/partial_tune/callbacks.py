@@ -7,7 +7,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from partial_tune.calibrator import LogitCalibrator, collect_sweep
+from partial_tune.calibrator import LogitCalibrator
+from partial_tune.fitting import collect_sweep
 from partial_tune.partition import ClassPartition
 from partial_tune.upstream import get_base_model
 

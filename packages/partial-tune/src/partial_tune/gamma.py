@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from partial_tune.functional import FloatArray, logit_gaps, reduce_logits
 from partial_tune.partition import ClassPartition
-from partial_tune.sweep import Criterion, SweepState
+from partial_tune.result import Criterion
+from partial_tune.sweep import SweepState
 from partial_tune.validation import check_labels, check_logits
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from partial_tune.sweep import OperatingPoint, SweepResult
+from partial_tune.result import OperatingPoint, SweepResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import TrainOutput
 
 from partial_tune.arguments import PartialTuneArguments
-from partial_tune.calibrator import LogitCalibrator, check_labels_of, check_uncalibrated
+from partial_tune.attachment import check_labels_of, check_uncalibrated
+from partial_tune.calibrator import LogitCalibrator
 from partial_tune.lolsgd import (
     default_drop,
     draw_classes,
@@ -33,7 +34,7 @@ class PartialTuneTrainer(Trainer):
     """A `Trainer` for data of some of the model's classes. The loss is over all classes.
 
     It refuses what makes the other classes disappear: a head that was made anew with fewer outputs, and labels that
-    were numbered anew.
+    were numbered anew. Parameters that a method or policy freezes stay frozen after training.
 
     Args:
         model (`PreTrainedModel`, `PeftModel` or `nn.Module`): classifier with outputs for all classes, not calibrated.

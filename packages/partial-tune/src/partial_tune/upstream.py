@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+PARALLEL = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "DeepSpeedEngine")
 Change = Callable[[Tensor, int], Tensor]  # (logits, dimension of the classes) -> logits
 
 
 def get_base_model(model: nn.Module) -> nn.Module:
-    """Returns the model inside peft's, DDP's or torch.compile's wrapper, or the model itself."""
+    """Returns the model inside the wrapper of peft, torch.compile or a parallel trainer, or the model itself."""
     while True:
         if callable(unwrap := getattr(model, "get_base_model", None)):  # peft
             model = unwrap()
-        elif isinstance(inner := getattr(model, "_orig_mod", getattr(model, "module", None)), nn.Module):
-            model = inner
+        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+            model = compiled
+        elif type(model).__name__ in PARALLEL and isinstance(model.module, nn.Module):
+            model = model.module
         else:
             return model
 
