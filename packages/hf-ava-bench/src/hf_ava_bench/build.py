@@ -58,7 +58,7 @@ def build_dataset(
     >>> from hf_ava_bench import build_dataset
     >>> folder = build_dataset("mini-ava", "mini", ["counting"], n=3)
     >>> load_dataset(str(folder), "Counting", split="test")[0]["question"]
-    'How many circles are there?'
+    'How many stars are there?'
 
     ```
     """

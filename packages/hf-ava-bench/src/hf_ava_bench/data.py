@@ -68,7 +68,7 @@ def load_ability(
     >>> from hf_ava_bench import load_ability
     >>> row = load_ability("counting", source="mini", split="test", n=4)[0]
     >>> row["question"], row["answer"], row["answer_struct"]["number"]
-    ('How many circles are there?', '3', 3.0)
+    ('How many stars are there?', '26', 26.0)
 
     ```
     """

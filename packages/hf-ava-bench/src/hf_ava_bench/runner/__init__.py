@@ -1,0 +1,1 @@
+"""Tower, connector, language model: the parts of the package that need the extra `runner`. Imported when asked for."""

@@ -1,0 +1,241 @@
+"""The run of one tower through one language model over some abilities: one result file for each, resumable."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets.utils import tqdm
+from peft import PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_ava_bench.abilities import ABILITIES, Ability, find_ability
+from hf_ava_bench.constants import fit_constant
+from hf_ava_bench.data import load_ability
+from hf_ava_bench.files import write_text
+from hf_ava_bench.fingerprint import AbilityResult, Fingerprint, anchor, read_result
+from hf_ava_bench.formats import read_json
+from hf_ava_bench.runner.features import compute_features
+from hf_ava_bench.runner.head import AvaHead, Prompts, choose_options, generate_answers
+from hf_ava_bench.runner.profiles import Profile, find_profile
+from hf_ava_bench.runner.tiny import build_tiny_llm
+from hf_ava_bench.runner.towers import Tower, VisionTower
+from hf_ava_bench.runner.training import build_head, save_head, train_head
+from hf_ava_bench.scoring import Score, compute_score
+from hf_ava_bench.statistics import bootstrap_interval
+
+CONTROLS = ("blind", "shuffled")
+LIBRARIES = ("datasets", "hf-ava-bench", "numpy", "peft", "torch", "transformers")
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """What all abilities of a run share. `llm` gets its adapters with the first head."""
+
+    tower: Tower
+    llm: nn.Module
+    llm_name: str
+    tokenizer: Any
+    profile: Profile
+    source: str
+    seed: int
+    out: Path
+    controls: Sequence[str]
+    progress: bool
+    data: Mapping[str, Any]
+
+    def request(self) -> str:
+        """Returns the sha256 of everything that can change a result."""
+        parts = {
+            "tower": self.tower.key,
+            "llm": self.llm_name,
+            "weights": _hash_weights(self.llm),
+            "profile": asdict(self.profile),
+            "source": self.source,
+            "seed": self.seed,
+            "controls": list(self.controls),
+            "data": dict(self.data),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _hash_weights(llm: nn.Module) -> str:
+    """Returns a hash of the names, shapes and sums of the weights."""
+    sums = [(name, tuple(p.shape), float(p.detach().double().sum())) for name, p in llm.named_parameters()]
+    return hashlib.sha256(repr(sums).encode()).hexdigest()
+
+
+def run(
+    vfm: Any,
+    llm: Any,
+    abilities: str | Sequence[str],
+    out: str | Path,
+    *,
+    source: str,
+    profile: str | Profile,
+    seed: int,
+    controls: Sequence[str],
+    progress: bool,
+    **data: Any,
+) -> Fingerprint:
+    """See [`hf_ava_bench.run_benchmark`]."""
+    unknown = set(controls) - set(CONTROLS)
+    if unknown:
+        raise ValueError(f"`controls` may hold {', '.join(CONTROLS)}, got {sorted(unknown)}.")
+    names = list(ABILITIES) if abilities == "all" else [abilities] if isinstance(abilities, str) else abilities
+    chosen = [find_ability(name) for name in names]
+    settings = find_profile(profile)
+    tower = vfm if hasattr(vfm, "encode") else VisionTower(vfm, token_budget=settings.token_budget)
+    model, tokenizer, name = _load_llm(llm)
+    plan = _Run(
+        tower=tower,
+        llm=model,
+        llm_name=name,
+        tokenizer=tokenizer,
+        profile=settings,
+        source=source,
+        seed=seed,
+        out=Path(out),
+        controls=tuple(controls),
+        progress=progress,
+        data=data,
+    )
+    request = plan.request()
+    results: dict[str, AbilityResult] = {}
+    num_tokens = 0
+    try:
+        for ability in tqdm(chosen, desc=tower.name, unit="ability", disable=not progress):
+            path = plan.out / "abilities" / f"{ability.id}.json"
+            stored = read_json(path) if path.exists() else {}
+            if stored.get("request") != request:
+                result, tokens = _run_ability(plan, ability)
+                stored = {"request": request, "num_tokens": tokens, "result": asdict(result)}
+                write_text(path, json.dumps(stored) + "\n")
+            results[ability.id] = read_result(stored["result"])
+            num_tokens = int(stored["num_tokens"])
+    finally:
+        if isinstance(plan.llm, PeftModel):
+            plan.llm.unload()  # the caller's model is as it was
+    fingerprint = Fingerprint(
+        tower=tower.name,
+        llm=name,
+        profile=asdict(settings),
+        seed=seed,
+        num_tokens=num_tokens,
+        abilities=results,
+        versions={library: metadata.version(library) for library in LIBRARIES},
+    )
+    fingerprint.save(plan.out / "fingerprint.json")
+    return fingerprint
+
+
+def _load_llm(llm: Any) -> tuple[nn.Module, Any, str]:
+    if llm == "tiny":
+        return *build_tiny_llm(), "tiny"
+    if isinstance(llm, str):
+        loaded = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
+        return loaded, AutoTokenizer.from_pretrained(llm), Path(llm).name if Path(llm).is_dir() else llm
+    model, tokenizer = llm
+    return model, tokenizer, type(model).__name__
+
+
+def _run_ability(plan: _Run, ability: Ability) -> tuple[AbilityResult, int]:
+    train, test = (
+        load_ability(ability.id, plan.source, split, n=n, **plan.data)
+        for split, n in (("train", plan.profile.n_train), ("test", plan.profile.n_test))
+    )
+    features = [
+        compute_features(table, plan.tower, plan.out.parent / "tokens", progress=plan.progress)
+        for table in (train, test)
+    ]
+    device = next(plan.llm.parameters()).device
+    head, prompts, cost = _train(plan, ability, train, features[0], name=ability.id)
+    score = _score(ability, test, _answer(plan, ability, head, prompts, test, features[1]))
+    constant = fit_constant(ability.id, list(train["answer_struct"]), list(train["answer"]))
+    m0, m1 = _score(ability, test, [constant] * len(test)).value, ability.perfect
+    controls: dict[str, float] = {}
+    if "shuffled" in plan.controls:
+        turned = features[1].roll(len(test) // 2 or 1, dims=0)
+        wrong = _score(ability, test, _answer(plan, ability, head, prompts, test, turned))
+        controls["shuffled"] = anchor(wrong.value, m0, m1)
+    save_head(head, plan.out / "heads" / ability.id, ability.id)
+    if "blind" in plan.controls:
+        zeros = [torch.zeros_like(tokens) for tokens in features]
+        blind, _, _ = _train(plan, ability, train, zeros[0], name=f"{ability.id}-blind")
+        unseen = _score(ability, test, _answer(plan, ability, blind.to(device), prompts, test, zeros[1]))
+        controls["blind"] = anchor(unseen.value, m0, m1)
+    return _summarize(score, test, m0, m1, controls, cost), features[0].shape[1]
+
+
+def _train(plan: _Run, ability: Ability, table: Any, tokens: torch.Tensor, name: str) -> tuple[AvaHead, Prompts, Any]:
+    prompts = Prompts(plan.tokenizer, tokens.shape[1], plan.profile.system, plan.profile.max_length)
+    head = build_head(plan.llm, tokens.shape[2], plan.profile, name, plan.seed)
+    if isinstance(head.llm, PeftModel):
+        plan.llm = head.llm
+    folder = plan.out / "trainer"
+    cost = train_head(
+        head,
+        prompts,
+        table,
+        tokens,
+        plan.profile,
+        ability=ability.id,
+        folder=folder,
+        seed=plan.seed,
+        progress=plan.progress,
+    )
+    trained = sum(parameter.numel() for parameter in head.parameters() if parameter.requires_grad)
+    return head, prompts, {**cost, "num_trained": float(trained)}
+
+
+def _answer(
+    plan: _Run, ability: Ability, head: AvaHead, prompts: Prompts, table: Any, tokens: torch.Tensor
+) -> list[str]:
+    questions, options = list(table["question"]), list(table["options"])
+    if plan.profile.closed_sets == "loglik" and all(options):
+        return choose_options(head, prompts, tokens, questions, options)
+    return generate_answers(head, prompts, tokens, questions, max_new_tokens=ability.max_new_tokens)
+
+
+def _score(ability: Ability, table: Any, answers: Sequence[str]) -> Score:
+    options = list(table["options"])
+    coords: Any = {"coords": "unit"} if ability.answer == "box" else {}
+    return compute_score(
+        ability.id,
+        answers,
+        list(table["answer"]),
+        questions=list(table["question"]),
+        options=options if all(options) else None,
+        **coords,
+    )
+
+
+def _summarize(
+    score: Score, table: Any, m0: float, m1: float, controls: Mapping[str, float], cost: Mapping[str, float]
+) -> AbilityResult:
+    low, high = bootstrap_interval(np.array(score.values))
+    ends = sorted((anchor(low, m0, m1), anchor(high, m0, m1)))
+    meta = json.loads(table[0]["meta"])
+    return AbilityResult(
+        metric=score.metric,
+        value=score.value,
+        interval=(low, high),
+        n=score.n,
+        coverage=score.coverage,
+        n_unparsable=score.n_unparsable,
+        m0=m0,
+        m1=m1,
+        score=anchor(score.value, m0, m1),
+        score_interval=(ends[0], ends[1]),
+        split_origin=meta.get("split_origin", "source"),
+        synthetic=bool(meta.get("synthetic", False)),
+        controls=dict(controls),
+        cost=dict(cost),
+        values=dict(zip(table["id"], score.values, strict=True)),
+    )

@@ -1,0 +1,144 @@
+"""Which tokens are patches: asserted for the layout of every family in the spec (section 5)."""
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from torch import nn
+
+from hf_ava_bench import load_ability
+from hf_ava_bench.runner.encoders import KNOWN_ENCODERS, KnownEncoder
+from hf_ava_bench.runner.features import compute_features
+from hf_ava_bench.runner.towers import TokenLayout, VisionTower, find_layout, pool_tokens
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+PIXELS = {"image_size": 32, "patch_size": 8}
+FOUR_REGISTERS = {"num_register_tokens": 4}
+
+
+def build(name, config, **settings):
+    torch.manual_seed(0)
+    return getattr(transformers, name)(getattr(transformers, config)(**settings)).eval()
+
+
+FAMILIES = {
+    "vit": (lambda: build("ViTModel", "ViTConfig", **SMALL, **PIXELS), 1),
+    "clip": (lambda: build("CLIPVisionModel", "CLIPVisionConfig", **SMALL, **PIXELS), 1),
+    "siglip": (lambda: build("SiglipVisionModel", "SiglipVisionConfig", **SMALL, **PIXELS), 0),
+    "dinov2": (lambda: build("Dinov2Model", "Dinov2Config", **SMALL, **PIXELS), 1),
+    "dinov2-registers": (
+        lambda: build("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", **FOUR_REGISTERS, **SMALL, **PIXELS),
+        5,
+    ),
+    "dinov3": (lambda: build("DINOv3ViTModel", "DINOv3ViTConfig", **FOUR_REGISTERS, **SMALL, **PIXELS), 5),
+    "aimv2": (lambda: build("Aimv2VisionModel", "Aimv2VisionConfig", **SMALL, **PIXELS), 0),
+    "internvl": (
+        lambda: build("InternVLVisionModel", "InternVLVisionConfig", **SMALL, image_size=[32, 32], patch_size=[8, 8]),
+        1,
+    ),
+    "vit-mae": (lambda: build("ViTMAEModel", "ViTMAEConfig", mask_ratio=0.0, **SMALL, **PIXELS), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_patches_of_each_family_are_found_and_the_first_is_kept(family):
+    make, num_prefix = FAMILIES[family]
+    tower = VisionTower(make(), image_size=32)
+    pixels = torch.randn(2, 3, 32, 32, requires_grad=True)
+    tokens = tower.features(pixels)
+    assert tokens.shape == (2, 16, 32)
+    assert tower.layout == TokenLayout(num_prefix, 4, 4)
+    # Token 0 is what the first patch was before attention mixed it: no other token answers more to its pixels.
+    if family != "vit-mae":  # which shuffles its patches
+        first = VisionTower(tower.model, layer=0, image_size=32).features(pixels)
+        (gradient,) = torch.autograd.grad((first[0, 0] * torch.arange(32)).sum(), pixels)
+        assert gradient[0, :, :8, :8].abs().sum() > 0
+        assert gradient[0, :, 8:, :].abs().sum() == 0
+
+
+def test_maps_of_sam_are_flattened():
+    config = transformers.SamVisionConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, mlp_dim=64, image_size=32, patch_size=8,
+        output_channels=16, global_attn_indexes=[1], window_size=2,
+    )  # fmt: skip
+    tower = VisionTower(transformers.SamVisionModel(config).eval(), image_size=32)
+    assert tower.features(torch.randn(1, 3, 32, 32)).shape == (1, 16, 32)
+    assert tower.layout == TokenLayout(0, 4, 4)
+
+
+def test_tokens_that_do_not_add_up_are_refused():
+    model = FAMILIES["vit"][0]()
+    with pytest.raises(
+        ValueError, match="gives 20 tokens, which are not 1 class and register tokens and a grid of 4 x 4"
+    ):
+        find_layout(model, 20, (32, 32))
+    resnet = transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))
+    with pytest.raises(ValueError, match="has no `patch_size`"):
+        find_layout(resnet, 17, (32, 32))
+
+
+def test_budget_pools_the_grid_by_areas():
+    grid = torch.arange(16.0).view(1, 16, 1)
+    pooled = pool_tokens(grid, TokenLayout(0, 4, 4), 4)
+    assert pooled.flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert pool_tokens(grid, TokenLayout(0, 4, 4), 16) is grid
+    with pytest.raises(ValueError, match="square number, got 5"):
+        pool_tokens(grid, TokenLayout(0, 4, 4), 5)
+
+
+def test_all_of_an_image_is_seen_whatever_its_shape():
+    tower = VisionTower(FAMILIES["clip"][0](), image_size=32)
+    image = Image.new("RGB", (200, 50))
+    image.paste((255, 255, 255), (0, 0, 20, 50))  # at the far left, where a centre crop does not look
+    pixels = tower.preprocess([image])
+    assert pixels.shape == (1, 3, 32, 32)
+    assert pixels[0, :, :, :2].min() > 0.9
+
+
+def test_key_changes_with_weights_layer_and_resolution():
+    model = FAMILIES["vit"][0]()
+    keys = {VisionTower(model).key, VisionTower(model, layer=-1).key, VisionTower(model, token_budget=4).key}
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    keys.add(VisionTower(model).key)
+    assert len(keys) == 4
+    assert VisionTower(model).key == VisionTower(model).key
+
+
+def test_cached_tokens_equal_fresh_ones_and_the_tower_is_not_asked_again(tmp_path, monkeypatch):
+    table = load_ability("scene", "mini", "test", n=10, image_size=32)
+    tower = VisionTower(FAMILIES["vit"][0](), image_size=32)
+    fresh = compute_features(table, tower, progress=False)
+    stored = compute_features(table, tower, tmp_path, progress=False)
+    monkeypatch.setattr(tower, "encode", lambda *args: pytest.fail("the tower was asked again"))
+    assert torch.equal(compute_features(table, tower, tmp_path, progress=False), stored)
+    assert torch.equal(fresh, stored)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
+
+
+@pytest.mark.parametrize("name", [*KNOWN_ENCODERS, "oracle"])
+def test_known_encoders_have_64_tokens(name):
+    image = Image.new("RGB", (96, 96), (10, 200, 30))
+    tokens = KnownEncoder(name).encode([image, image], ["left", "right"])
+    assert tokens.shape[:2] == (2, 64)
+    assert torch.isfinite(tokens).all()
+    assert (tokens[0] == tokens[1]).all() == (name != "oracle")
+
+
+def test_edge_histogram_is_blind_to_color_and_patch_colors_to_edges():
+    red, blue = (Image.new("RGB", (64, 64), color) for color in ((200, 0, 0), (0, 0, 200)))
+    assert torch.equal(KnownEncoder("edge-hist").encode([red], [""]), KnownEncoder("edge-hist").encode([blue], [""]))
+    stripes = Image.new("RGB", (64, 64))
+    for x in range(0, 64, 4):
+        stripes.paste((255, 255, 255), (x, 0, x + 2, 64))
+    across = stripes.transpose(Image.Transpose.ROTATE_90)
+    patch = [KnownEncoder("patch-colour").encode([image], [""]) for image in (stripes, across)]
+    edges = [KnownEncoder("edge-hist").encode([image], [""]) for image in (stripes, across)]
+    torch.testing.assert_close(*patch)
+    assert not torch.allclose(*edges)
+
+
+def test_unknown_encoder():
+    with pytest.raises(ValueError, match=r"patch-colour.*got 'best'"):
+        KnownEncoder("best")
+    assert isinstance(FAMILIES["vit"][0](), nn.Module)
