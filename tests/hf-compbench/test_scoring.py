@@ -99,6 +99,15 @@ def test_same_and_named_options_stay_when_images_are_exchanged():
     assert "bias" not in columns["MB"]
 
 
+def test_table_keeps_its_columns_where_a_number_is_missing():
+    rows = make_rows(4) + make_rows(4, ["None", "dog"], "magic_brush", "existence")
+    table = str(score(rows, ask(rows, lambda row, order, gold: gold), bootstrap=10)).splitlines()
+    header, brush = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (table[0], table[3]))
+    assert len({len(line) for line in table}) == 1
+    cells = dict(zip(header, brush, strict=True))
+    assert (cells["column"], cells["n"], cells["bias"], cells["coverage"]) == ("MB", "4", "", "100.0%")
+
+
 def test_unparsed_is_wrong_and_errors_are_missing():
     rows = make_rows(4)
     replies = ask(rows, lambda row, order, gold: gold)

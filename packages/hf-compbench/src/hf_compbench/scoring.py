@@ -12,7 +12,7 @@ from hf_compbench import functional
 from hf_compbench.baselines import majority_share, uniform_chance
 from hf_compbench.extraction import extract_answer, extract_as_paper
 from hf_compbench.functional import UNPARSED
-from hf_compbench.intervals import bootstrap_macro_mean, clustered_standard_error, holm, mcnemar_exact, wilson_interval
+from hf_compbench.intervals import bootstrap_macro_mean, clustered_standard_error, wilson_interval
 from hf_compbench.sources import column_of
 
 Row = Mapping[str, Any]
@@ -82,12 +82,14 @@ class Scores:
         lines = [["column", "n", "accuracy", *names]]
         for code, column in self.columns.items():
             interval = f"{column['accuracy']:.1%} [{100 * column['low']:.1f}, {100 * column['high']:.1f}]"
-            rest = [
-                f"{column[name]:+.1%}" if name == "bias" else f"{column[name]:.1%}" for name in names if name in column
+            cells = [
+                f"{100 * column[name]:{'+' if name == 'bias' else ''}.1f}%" if name in column else "" for name in names
             ]
-            lines.append([code, str(int(column["n"])), interval, *rest, *[""] * (len(names) - len(rest))])
+            lines.append([code, str(int(column["n"])), interval, *cells])
         macro = f"{self.macro:.1%} [{100 * self.macro_low:.1f}, {100 * self.macro_high:.1f}]"
-        lines.append(["macro mean", str(int(sum(column["n"] for column in self.columns.values()))), macro, *[""] * 6])
+        lines.append(
+            ["macro mean", str(int(sum(column["n"] for column in self.columns.values()))), macro, *[""] * len(names)]
+        )
         widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
         lines.insert(1, ["-" * width for width in widths])
         return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
@@ -311,56 +313,3 @@ def _score_sides(
     left = np.array([list(row["options"]).index("Left") for row in rows] * 2)
     right = np.array([list(row["options"]).index("Right") for row in rows] * 2)
     return functional.compute_side_metrics(pooled == left, pooled == right, pooled_gold == left, pooled_gold == right)
-
-
-def compare(
-    dataset: Iterable[Row],
-    responses_a: Iterable[Row],
-    responses_b: Iterable[Row],
-    *,
-    mode: Mode = "strict",
-    bootstrap: int = 10_000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Returns how much better model B is than model A on the pairs that both answered.
-
-    `difference` is the macro mean over columns of accuracy B - A with its 95 percent interval from clusters drawn
-    within columns. `columns` has for each the difference, McNemar's exact p-value on pairs that are fully right, and
-    that p-value adjusted over columns by Holm's method.
-
-    Example:
-
-    ```python
-    >>> from hf_compbench import compare
-    >>> rows = [{"id": str(i), "relativity": "state", "source": "vaw", "question": "Which cup is fuller?",
-    ...          "options": ["Left", "Right"], "answer": 0, "group_id": str(i)} for i in range(8)]
-    >>> a = [{"id": str(i), "reply": "Right"} for i in range(8)]
-    >>> b = [{"id": str(i), "reply": "Left"} for i in range(8)]
-    >>> result = compare(rows, a, b, bootstrap=100)
-    >>> result["difference"], result["columns"]["VA-s"]["p"]
-    (1.0, 0.0078125)
-
-    ```
-    """
-    rows = read_rows(dataset)
-    answers = [
-        score(rows, responses, mode=mode, bootstrap=1, seed=seed).answers for responses in (responses_a, responses_b)
-    ]
-    by_column: dict[str, list[Row]] = {}
-    for row in rows:
-        if all(row["id"] in one for one in answers):
-            by_column.setdefault(column_of(row["source"], row["relativity"]), []).append(row)
-    if not by_column:
-        raise ValueError("Expected pairs that both models answered, got none.")
-    columns, values = {}, []
-    for code, members in by_column.items():
-        a, b = (np.array([one[row["id"]]["right"] for row in members]) for one in answers)
-        values.append((b - a, [row["group_id"] for row in members]))
-        only_a, only_b = int(((a == 1) & (b < 1)).sum()), int(((b == 1) & (a < 1)).sum())
-        columns[code] = {"n": len(members), "difference": float((b - a).mean()), "p": mcnemar_exact(only_a, only_b)}
-    adjusted = holm([column["p"] for column in columns.values()])
-    for column, value in zip(columns.values(), adjusted, strict=True):
-        column["p_holm"] = value
-    low, high = bootstrap_macro_mean(values, replicates=bootstrap, seed=seed)
-    difference = float(np.mean([column["difference"] for column in columns.values()]))
-    return {"difference": difference, "low": low, "high": high, "columns": columns}
