@@ -1,12 +1,14 @@
 """Visual PEFT methods for Hugging Face peft, and ensembles of them. Importing registers the methods with peft."""
 
 from .aggregation import aggregate, dawid_skene
+from .data import ViewCollator
 from .diversity import DiversityReport, measure_diversity
 from .ensemble import PeftEnsemble
 from .interpolation import interpolate, mix_outputs, wise_curve
 from .members import MemberSpec
 from .modeling_classifier import ClassTokenClassifier, load_classifier
 from .selection import Selection, UnsupervisedSelector
+from .ssl_trainer import SSLTrainer
 from .structure import VisionStructure, find_structure
 from .trainer import SelfTrainingTrainer, soft_cross_entropy
 from .tuners import (
@@ -37,11 +39,13 @@ __all__ = [
     "PfeifferConfig",
     "RepAdapterConfig",
     "SSFConfig",
+    "SSLTrainer",
     "Selection",
     "SelfTrainingTrainer",
     "SharedLoraConfig",
     "UnsupervisedSelector",
     "VPTConfig",
+    "ViewCollator",
     "VisionStructure",
     "__version__",
     "aggregate",

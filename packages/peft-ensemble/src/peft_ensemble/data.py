@@ -80,6 +80,17 @@ class ViewCollator:
         views: one or more; their images come one view after the other, labels repeated to match.
         seed: of the views, with the epoch and the id of the image.
         epoch: set by the trainer at the start of each epoch.
+
+    Example:
+
+    ```python
+    >>> from transformers import ViTImageProcessor
+    >>> collator = ViewCollator(ViTImageProcessor(size={"height": 8, "width": 8}), views=("weak", "strong"))
+    >>> batch = collator([{"image": torch.zeros(8, 8, 3, dtype=torch.uint8), "id": "a", "label": 2}])
+    >>> batch["pixel_values"].shape, batch["labels"]
+    (torch.Size([2, 3, 8, 8]), tensor([2, 2]))
+
+    ```
     """
 
     processor: BaseImageProcessor
