@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers import ViTImageProcessorPil
 
 from finer_cam import FinerCAM, explain
 from support.tiny_classifiers import build

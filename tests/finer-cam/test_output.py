@@ -9,9 +9,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+from transformers import CLIPImageProcessorPil, ConvNextImageProcessorPil, ViTImageProcessorPil
 
 from finer_cam import FinerCAM
 from finer_cam.drawing import INFERNO, blend, colorize, to_image, to_tensor

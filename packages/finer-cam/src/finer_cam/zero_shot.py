@@ -55,8 +55,7 @@ class ZeroShotFinerCAM:
     ```python
     >>> import torch
     >>> from tokenizers import Tokenizer, models, pre_tokenizers
-    >>> from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
-    >>> from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    >>> from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
     >>> from finer_cam import ZeroShotFinerCAM
     >>> words = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1, "bird": 2, "red": 3, "wing": 4}, "<pad>"))
     >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
