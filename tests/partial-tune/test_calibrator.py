@@ -130,12 +130,18 @@ def test_compiled_models(tiny_vit: nn.Module, partition: ClassPartition) -> None
     torch.testing.assert_close(logits_of(tiny_vit, inputs), before)
 
 
-def test_peft_model_is_folded_into_the_copy_that_runs(tiny_lora_vit: nn.Module, partition: ClassPartition) -> None:
+def test_peft_model_is_folded_into_the_copy_that_runs(
+    tiny_lora_vit: nn.Module, partition: ClassPartition, caplog: pytest.LogCaptureFixture
+) -> None:
     wrapper = tiny_lora_vit.get_base_model().classifier
     original = wrapper.original_module.bias.clone()
     make(partition).fold_(tiny_lora_vit)
     torch.testing.assert_close(wrapper.modules_to_save["default"].bias - original, OFFSET)
     assert torch.equal(wrapper.original_module.bias, original)
+    assert "Merge before saving" in caplog.text
+    merged = tiny_lora_vit.merge_and_unload()
+    with pytest.raises(ValueError, match="folded into its head"):
+        make(partition).attach(merged)
 
 
 def build_clip(seed: int = 0) -> tuple[CLIPModel, dict[str, torch.Tensor]]:

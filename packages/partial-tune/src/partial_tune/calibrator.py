@@ -201,6 +201,11 @@ class LogitCalibrator:
         check_labels_of(model, self.partition)
         self._add_to_bias(model, self.gamma)
         self._mark(get_base_model(model), folded=True)
+        if hasattr(model, "peft_config"):
+            logger.warning(
+                "The offset is in the adapter's copy of the head, but an adapter saved alone does not say so: after "
+                "loading it a second offset goes unnoticed. Merge before saving (`merge_and_unload`), or use `attach`."
+            )
 
     def unfold_(self, model: nn.Module) -> None:
         """Takes the offset out of the bias again, up to the rounding of one subtraction.
