@@ -1,10 +1,9 @@
-"""CPU time of a decoding step and of the prefill, and stored bytes, with a MedaCache and with DynamicCache.
+"""CPU time of a decoding step and stored bytes, with a MedaCache and with DynamicCache.
 
 A Llama of random weights (speed does not depend on them) has read a prompt; each round decodes a few tokens and takes
 them back. The floor is the same step with a cache of a single token: what no cache can save.
 """
 
-import time
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 import harness
 from meda_cache import MedaCache, attach
 
-CONTEXTS = (1024, 2048, 4096, 8192)
+CONTEXTS = (1024, 4096, 8192)
 KEEP_RATIOS = (1.0, 0.5, 0.2, 0.1)
 TOKENS = 8  # decoded in a round
 CONFIG = LlamaConfig(
@@ -40,17 +39,6 @@ def stored_bytes(cache: Any) -> int:
     return sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
 
 
-def time_prefill(model: Any, prompt: torch.Tensor, ratio: float) -> tuple[float, float]:
-    """Seconds to read and compress a prompt, and to read it into a DynamicCache."""
-    start = time.perf_counter()
-    cache = MedaCache(CONFIG, keep_ratio=ratio)
-    model(input_ids=prompt, past_key_values=cache, logits_to_keep=1)
-    cache.compress()
-    middle = time.perf_counter()
-    model(input_ids=prompt, past_key_values=DynamicCache(config=CONFIG), logits_to_keep=1)
-    return middle - start, time.perf_counter() - middle
-
-
 @torch.no_grad()
 def run(*, quick: bool) -> list[dict[str, Any]]:
     torch.manual_seed(0)
@@ -65,7 +53,7 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
             model(input_ids=prompt, past_key_values=peer)
             model(input_ids=prompt[:, :1], past_key_values=floor)
             for ratio in KEEP_RATIOS:
-                cache = MedaCache(CONFIG, keep_ratio=ratio)
+                cache = MedaCache(CONFIG, preset="h2o", keep_ratio=ratio)
                 model(input_ids=prompt, past_key_values=cache)
                 cache.compress()
                 if ratio == 1:
@@ -84,19 +72,17 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
                 ours, theirs = (1e3 * np.array(samples[name]) / TOKENS for name in ("ours", "peer"))
                 low = 1e3 * np.array(harness.time_rounds(case, (floor, floor), **rounds)["ours"]) / TOKENS
                 ratios = np.quantile(theirs / ours, [0.25, 0.5, 0.75])
-                prefill = [time_prefill(model, prompt, ratio) for _ in range(1 if quick or context > 2048 else 3)]
                 rows.append(
                     {
                         "context": context,
                         "keep_ratio": ratio,
-                        "prefill_slowdown": float(np.median([ours / theirs for ours, theirs in prefill])),
                         "ms_per_token": float(np.median(ours)),
                         "dynamic_cache_ms": float(np.median(theirs)),
                         "floor_ms": float(np.median(low)),
                         **dict(zip(("speedup_q1", "speedup", "speedup_q3"), map(float, ratios), strict=True)),
                         "stored_kib": stored_bytes(cache) / 1024,
                         "dynamic_cache_kib": stored_bytes(peer) / 1024,
-                        "samples": {**samples, "prefill": prefill},
+                        "samples": samples,
                     }
                 )
     return rows

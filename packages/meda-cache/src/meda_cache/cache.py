@@ -319,6 +319,7 @@ class MedaCache(Cache):
         Raises:
             ValueError: for a positive number, or if a token of the prompt would be removed.
         """
+        tokens_to_remove = int(tokens_to_remove)  # older versions of transformers hand in a tensor
         later = self.get_seq_length() - self.prompt_length
         if tokens_to_remove < 0 and later + tokens_to_remove < 0:
             raise ValueError(
