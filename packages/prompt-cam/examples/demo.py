@@ -91,19 +91,19 @@ def main() -> None:
 
     shown = [index for index in range(len(rows)) if right[index]][:SHOWN]
     figures = []
-    for index in shown:
+    for number, index in enumerate(shown):
         row, part = rows[index], find_trait(rows[index])[0]
         sister = names[row["species"] ^ 1]
         edit = model.counterfactual(row["image"], edits[index], processor)
         caption = f"{names[row['species']]}, then with the {part} of its sister {sister}"
-        figures.append((f"edited-{index}", edit.figure, caption))
+        figures.append((f"edited-{number}", edit.figure, caption))
         classes = [row["species"], row["species"] ^ 1]
         figure = model.compare_classes(row["image"], processor, classes)
-        figures.append((f"compared-{index}", figure, "the same image as the true class and its sister see it"))
+        figures.append((f"compared-{number}", figure, "the same image as the true class and its sister see it"))
     if args.gallery:
         args.gallery.mkdir(parents=True, exist_ok=True)
         for name, figure, _ in figures:
-            figure.savefig(args.gallery / f"{name}.png", dpi=72)
+            figure.savefig(args.gallery / f"{name}.png", dpi=90)
     summary = {
         "accuracy, 8 species": f"{right.float().mean():.0%} of {len(rows)} held-out images",
         "top head on the trait": f"{energy.mean():.0%} of its attention, on {masks.float().mean():.1%} of the image",

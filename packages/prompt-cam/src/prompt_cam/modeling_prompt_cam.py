@@ -149,10 +149,10 @@ class PromptCAMForImageClassification(nn.Module):
     def _view(self) -> observe.Backbone:
         return observe.Backbone(self.backbone)
 
-    @property
-    def supports_gradient_checkpointing(self) -> bool:
-        """Whether the backbone does."""
-        return bool(self.backbone.supports_gradient_checkpointing)
+    def _attached_view(self) -> observe.Backbone:
+        if not self._handles:
+            raise RuntimeError("This model was detached from its backbone; make a new one.")
+        return self._view()
 
     def activation_checkpointing_enable(
         self, *, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -509,9 +509,7 @@ class PromptCAMForImageClassification(nn.Module):
         self, pixel_values: Any, interpolate_pos_encoding: bool, *, keep_input: bool = False, **kwargs: Any
     ) -> tuple[torch.Tensor, observe.LayerInput | None]:
         """Returns the class prompts after the last layer and the final norm, and the input of the last layer."""
-        if not self._handles:
-            raise RuntimeError("This model was detached from its backbone; make a new one.")
-        view = self._view()
+        view = self._attached_view()
         layers = {int(name.removeprefix("layer_")): prompt for name, prompt in self.prompts.items()}
         dropout = self.prompt_config.prompt_dropout if self.training else 0.0
         prompts = observe.Prompts(self._owner, layers, dropout, keep_input)
@@ -523,7 +521,7 @@ class PromptCAMForImageClassification(nn.Module):
     def _run_late(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self.prompt_config.variant != "late":
             raise ValueError(f"`hidden_states` are for the variant 'late', got {self.prompt_config.variant!r}.")
-        view = self._view()
+        view = self._attached_view()
         index = len(view.layers) - 1
         layers = {index: self.prompts[f"layer_{index}"]}
         dropout = self.prompt_config.prompt_dropout if self.training else 0.0
