@@ -14,7 +14,7 @@ from hf_compbench import audit_pairs, load_compbench, score, wilson_interval
 from hf_compbench.balance import balance_sides, rebalance_in_file_order, swap_row
 from hf_compbench.runners import HeuristicRunner, TransformersRunner, run_model
 
-NUM_PAIRS = 120
+NUM_PAIRS = 100
 NAMES = ("accuracy", "accuracy_first", "consistency", "bias", "side_gap", "debiased_accuracy", "chance", "coverage")
 
 

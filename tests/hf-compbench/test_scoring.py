@@ -262,6 +262,7 @@ def test_metrics_load_by_path():
         (lambda rows: score(rows, [], mode="lenient"), "'strict' or 'paper', got 'lenient'"),
         (lambda rows: score(rows, [{"id": rows[0]["id"], "scores": [1.0]}]), "Expected 2 scores"),
         (lambda rows: score([{"id": "a"}], []), "relativity, source, .* is missing"),
+        (lambda rows: score(rows, [{"id": rows[0]["id"], "reply": ""}] * 2), "two to row 'vaw-0' in order 12"),
         (lambda rows: metric_path("bleu"), "compbench_accuracy, swap_consistency.*got 'bleu'"),
     ],
 )

@@ -162,6 +162,7 @@ def _collect(
     by_id: dict[str, Row] = {row["id"]: row for row in rows}
     found: dict[tuple[str, str], list[int]] = {}
     steps: Counter[str] = Counter()
+    seen: set[tuple[str, str, int]] = set()
     unknown = 0
     for response in sorted(responses, key=lambda response: response.get("shift", 0)):
         if response.get("status", "ok") != "ok":
@@ -172,6 +173,13 @@ def _collect(
         if row is None:
             unknown += 1
             continue
+        place = (row["id"], order, response.get("shift", 0))
+        if place in seen:
+            raise ValueError(
+                f"Expected one reply to each question, got two to row {row['id']!r} in order {order}. A store may hold "
+                "several runs: keep the responses of one `model`, `prompt` and `shown`."
+            )
+        seen.add(place)
         index, step = read_answer(row, response, mode)
         steps[step] += 1
         found.setdefault((row["id"], order), []).append(index)

@@ -185,7 +185,11 @@ def run_model(
     if world == 1:
         return mine
     parts = [path.with_name(f"{path.stem}-{i:05d}-of-{world:05d}{path.suffix}") for i in range(world)]
-    return [response for part in parts for response in read_responses(part)]
+    everything = (response for part in parts for response in read_responses(part))
+    name = "reply" if mode == "generate" else "scores"
+    return [
+        one for one in everything if name in one and all(one[key] == about[key] for key in about)
+    ]  # the store may hold other runs
 
 
 def _batches(requests: Iterable[Request], size: int) -> Iterator[list[Request]]:
