@@ -176,8 +176,8 @@ def _collect(
         place = (row["id"], order, response.get("shift", 0))
         if place in seen:
             raise ValueError(
-                f"Expected one reply to each question, got two to row {row['id']!r} in order {order}. A store may hold "
-                "several runs: keep the responses of one `model`, `prompt` and `shown`."
+                f"Expected one reply to each question, got two to row {row['id']!r} in order {order}. "
+                "A store may hold several runs: keep the responses of one `model`, `prompt` and `shown`."
             )
         seen.add(place)
         index, step = read_answer(row, response, mode)
