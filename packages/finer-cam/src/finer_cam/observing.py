@@ -93,10 +93,15 @@ class Observer:
         else:
             main, reference = self._closed_form(head, record, parts, grids, activations.shape[1])
         self._check(parts[0], main)
-        path = "autograd" if head is None else "analytic"
-        return Observation(
-            activations=activations, main=main, reference=reference, channels=None, grids=grids, path=path
-        ), choice
+        seen = Observation(
+            activations=activations,
+            main=main.to(activations.device),  # the logits may be elsewhere
+            reference=reference.to(activations.device),
+            channels=None,
+            grids=grids,
+            path="autograd" if head is None else "analytic",
+        )
+        return seen, choice
 
     def _backward(
         self, logits: Tensor, output: Tensor, parts: tuple[Tensor, Tensor], layout: layers.Layout
@@ -194,10 +199,15 @@ class Observer:
 
         scores = channel_logits(forward, pixel_values, activations, channels, batch_size)  # (B, K, C)
         main, reference = _score_parts(scores, choice)
-        grids = torch.tensor(layout.grids, device=output.device)
-        return Observation(
-            activations=activations, main=main, reference=reference, channels=channels, grids=grids, path="forward"
-        ), choice
+        seen = Observation(
+            activations=activations,
+            main=main.to(activations.device),
+            reference=reference.to(activations.device),
+            channels=channels,
+            grids=torch.tensor(layout.grids, device=output.device),
+            path="forward",
+        )
+        return seen, choice
 
 
 def _score_parts(scores: Tensor, choice: Choice) -> tuple[Tensor, Tensor]:

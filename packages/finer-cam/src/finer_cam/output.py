@@ -50,8 +50,7 @@ class Evidence:
     def raw_maps(self, gammas: Sequence[float]) -> Tensor:
         """Returns maps on the grid, `(B, Q, G, h, w)`; smaller grids are padded with zeros."""
         batch_size, num_targets = self.main.shape[:2]
-        height, width = self.activations.shape[2:]
-        raw = self.activations.new_zeros(batch_size, num_targets, len(gammas), height, width)
+        raw = self.activations.new_zeros(batch_size, num_targets, len(gammas), *self.activations.shape[2:])
         with torch.autocast(raw.device.type, enabled=False):
             for (height, width), rows in _groups(self.grids.tolist()):
                 for index, gamma in enumerate(gammas):
