@@ -57,6 +57,7 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_NEEDS_HF[name]), name)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "partial_tune":
+        missing = (error.name or "").partition(".")[0]
+        if missing == "partial_tune":
             raise
-        raise ImportError(f'`{name}` needs {error.name}; install it with `pip install "partial-tune[hf]"`.') from error
+        raise ImportError(f'`{name}` needs {missing}; install it with `pip install "partial-tune[hf]"`.') from error

@@ -41,7 +41,7 @@ class LogitCalibrator:
     """The offset that a partly fine-tuned classifier needs on its absent classes.
 
     Fit it with [`LogitCalibrator.fit`]. Apply it with `attach` (a hook; any classifier, any adapter) or `fold_` (into
-    the bias of the head; free, survives export). A model has at most one calibration: a second one is an error.
+    the bias of the head; free at inference). A model has at most one calibration: a second one is an error.
 
     Args:
         partition (`ClassPartition`): the model's classes, in the order of its logits.
