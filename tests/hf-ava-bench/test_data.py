@@ -64,6 +64,15 @@ def test_mini_streams_the_same_rows():
     assert [row["id"] for row in streamed] == list(table["id"])
 
 
+def test_mini_on_photos_says_so_and_keeps_its_answers():
+    photo = Image.new("RGB", (40, 30), (10, 120, 200))
+    rows = load_ability("counting", source="mini", split="test", n=3, image_size=32, photos=[photo])
+    plain = load_ability("counting", source="mini", split="test", n=3, image_size=32)
+    assert set(rows["source"]) == {"mini-ava-synthetic-photos"}
+    assert list(rows["answer"]) == list(plain["answer"])
+    assert (np.asarray(rows[0]["image"]) == (10, 120, 200)).all(axis=2).mean() > 0.5
+
+
 # A folder laid out as on the Hub: conversations, train only, some images with two questions.
 
 

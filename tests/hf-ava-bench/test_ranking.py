@@ -1,0 +1,180 @@
+"""Statistics by simulation and against brute force, constants, rankings, pictures."""
+
+import math
+
+import numpy as np
+import pytest
+
+from hf_ava_bench import AbilityResult, Fingerprint, compare_rankings, compute_score, plot_fingerprints, plot_rankings
+from hf_ava_bench.constants import fit_constant
+from hf_ava_bench.fingerprint import anchor
+from hf_ava_bench.ranking import statistical_ranks
+from hf_ava_bench.statistics import (
+    bootstrap_interval,
+    draw_means,
+    friedman_test,
+    holm,
+    kendall_tau_b,
+    nemenyi_difference,
+    rank_average,
+    sign_flip_test,
+    spearman,
+)
+
+
+def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for trial in range(400):
+        low, high = bootstrap_interval(rng.random(150), samples=300, seed=trial)
+        covered += low <= 0.5 <= high
+    assert 0.92 < covered / 400 < 0.98  # four standard errors around 0.95, minus the percentile method's bias
+
+
+def test_bootstrap_by_cluster_is_wider_where_items_share_an_image():
+    values = np.repeat([0.0, 1.0] * 10, 5)
+    clusters = [str(i // 5) for i in range(100)]
+    plain, clustered = bootstrap_interval(values), bootstrap_interval(values, clusters=clusters)
+    assert clustered[1] - clustered[0] > 1.8 * (plain[1] - plain[0])
+    assert draw_means(values, samples=10, clusters=clusters).shape == (10,)
+
+
+def test_sign_flip_test_has_its_size():
+    rng = np.random.default_rng(1)
+    rejected = sum(sign_flip_test(rng.normal(size=40), samples=400, seed=t) < 0.05 for t in range(400))
+    assert 0.02 < rejected / 400 < 0.08
+
+
+def brute_tau_b(a, b):
+    concordant = discordant = ties_a = ties_b = 0
+    for i in range(len(a)):
+        for j in range(i):
+            x, y = np.sign(a[i] - a[j]), np.sign(b[i] - b[j])
+            concordant += x * y > 0
+            discordant += x * y < 0
+            ties_a += x == 0
+            ties_b += y == 0
+    pairs = len(a) * (len(a) - 1) / 2
+    return (concordant - discordant) / math.sqrt((pairs - ties_a) * (pairs - ties_b))
+
+
+def test_tau_b_and_spearman_equal_brute_force_and_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(2)
+    for _ in range(50):
+        a, b = rng.integers(0, 6, 9), rng.integers(0, 6, 9)
+        assert kendall_tau_b(a, b) == pytest.approx(brute_tau_b(a, b))
+        assert kendall_tau_b(a, b) == pytest.approx(stats.kendalltau(a, b).statistic)
+        assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert math.isnan(kendall_tau_b([1, 1], [1, 2]))
+    assert rank_average([3, 1, 3, 2]).tolist() == [1.5, 4, 1.5, 3]
+
+
+def test_friedman_equals_scipy_without_ties():
+    stats = pytest.importorskip("scipy.stats")
+    scores = np.random.default_rng(3).random((14, 4))
+    statistic, p = friedman_test(scores, samples=2_000)
+    expected = stats.friedmanchisquare(*scores.T)
+    assert statistic == pytest.approx(expected.statistic)
+    assert p == pytest.approx(expected.pvalue, abs=0.05)
+    assert friedman_test(np.tile([4.0, 3.0, 2.0, 1.0], (14, 1)), samples=500)[1] < 0.01
+    with pytest.raises(ValueError, match="2 to 10 towers"):
+        nemenyi_difference(11, 14)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+# The best constant: nothing constant is better on the items it was fitted on.
+
+
+def test_constants_are_the_best_ones():
+    counts = [1.0, 2.0, 2.0, 5.0, 9.0, 30.0]
+    best = float(fit_constant("counting", [{"number": c} for c in counts], [""] * 6))
+    errors = {c: np.mean([abs(c - g) / g for g in counts]) for c in np.arange(0, 31)}
+    assert errors[best] == min(errors.values())
+    assert fit_constant("scene", [{}] * 3, ["sea", "city", "sea"]) == "sea"
+    texts = [{"text": text} for text in ("oberon", "oberan", "xyz")]
+    assert fit_constant("ocr", texts, [""] * 3) in ("oberon", "oberan")
+    boxes = np.random.default_rng(0).random((40, 4))
+    boxes = np.sort(boxes.reshape(-1, 2, 2), axis=1).reshape(-1, 4)
+    answers = [str(box.tolist()) for box in boxes]
+    constant = fit_constant("localization", [{"box": box.tolist()} for box in boxes], answers)
+    value = compute_score("localization", [constant] * 40, answers).value
+    for other in ("[0, 0, 1, 1]", "[0.25, 0.25, 0.75, 0.75]", "[0.1, 0.1, 0.9, 0.9]"):
+        assert value >= compute_score("localization", [other] * 40, answers).value - 1e-6
+    colors = np.random.default_rng(0).integers(0, 256, (40, 3))
+    answers = [str(color.tolist()) for color in colors]
+    constant = fit_constant("color", [{"rgb": color.tolist()} for color in colors], answers)
+    value = compute_score("color", [constant] * 40, answers).value
+    assert value <= compute_score("color", ["[128, 128, 128]"] * 40, answers).value
+
+
+def test_anchor_is_zero_without_vision_and_one_without_mistake():
+    assert anchor(0.25, 0.25, 1) == 0
+    assert anchor(1, 0.25, 1) == 1
+    assert anchor(0, 0.6, 0) == 1
+    assert anchor(0.9, 0.6, 0) == 0  # clipped
+
+
+def fingerprint(tower, llm, shares, n=200, seed=0, cost=1.0):
+    abilities = {}
+    for name, share in shares.items():
+        # The same items are hard for all towers.
+        hardness = np.random.default_rng(len(name) + seed).random(n)
+        values = {f"{i:04d}": float(h < share) for i, h in enumerate(hardness)}
+        mean = float(np.mean(list(values.values())))
+        abilities[name] = AbilityResult(
+            metric="accuracy", value=mean, interval=bootstrap_interval(list(values.values()), samples=200), n=n,
+            coverage=1.0, n_unparsable=0, m0=0.1, m1=1.0, score=anchor(mean, 0.1, 1.0), score_interval=(0.0, 1.0),
+            split_origin="source", synthetic=True, controls={"blind": 0.0}, cost={"train_seconds": cost},
+            values=values,
+        )  # fmt: skip
+    return Fingerprint(tower=tower, llm=llm, profile={}, seed=0, num_tokens=16, abilities=abilities)
+
+
+SHARES = {
+    "a": {"scene": 0.9, "action": 0.8, "texture": 0.7},
+    "b": {"scene": 0.6, "action": 0.5, "texture": 0.72},
+    "c": {"scene": 0.3, "action": 0.3, "texture": 0.2},
+}
+
+
+def test_rankings_that_agree_and_one_swap():
+    small = [fingerprint(tower, "small", shares) for tower, shares in SHARES.items()]
+    large = [fingerprint(tower, "large", shares, seed=1, cost=8.0) for tower, shares in SHARES.items()]
+    same = compare_rankings(small, small)
+    assert same.overall["tau_b"] == 1
+    assert same.overall["top_1_agrees"]
+    assert same.n == 3
+    comparison = compare_rankings(small, large, samples=300)
+    assert comparison.cost_ratio == pytest.approx(8)
+    assert comparison.abilities["scene"]["tau_b"] == 1
+    assert comparison.abilities["scene"]["swapped"] == []
+    low, high = comparison.overall["tau_interval"]
+    assert low <= comparison.overall["tau_b"] <= high
+    turned = {**SHARES, "a": {**SHARES["a"], "texture": 0.1}}
+    other = [fingerprint(tower, "other", shares) for tower, shares in turned.items()]
+    swaps = compare_rankings(small, other, samples=300).abilities["texture"]["swapped"]
+    pairs = {swap["pair"]: (swap["significant_in_first"], swap["significant_in_second"]) for swap in swaps}
+    assert pairs[("a", "c")] == (True, True)
+    with pytest.raises(ValueError, match="the same two or more towers"):
+        compare_rankings(small, small[:2])
+
+
+def test_towers_that_the_items_do_not_tell_apart_share_a_rank():
+    towers = [fingerprint(tower, "m", {"scene": share}) for tower, share in {"a": 0.8, "b": 0.799, "c": 0.3}.items()]
+    ranks = statistical_ranks(towers, "scene")
+    assert ranks["c"] == 3
+    assert ranks["a"] == ranks["b"] == 1.5
+
+
+def test_pictures_are_drawn(tmp_path):
+    small = [fingerprint(tower, "small", shares) for tower, shares in SHARES.items()]
+    radar = plot_fingerprints(small, tmp_path / "radar.png")
+    assert radar.read_bytes()[:4] == b"\x89PNG"
+    slopes = plot_rankings(compare_rankings(small, small, samples=50), tmp_path / "slopes.svg")
+    assert b"<svg" in slopes.read_bytes()
+    with pytest.raises(ValueError, match="with the same abilities"):
+        plot_fingerprints([small[0], fingerprint("d", "m", {"scene": 0.5})], tmp_path / "x.png")
