@@ -7,6 +7,7 @@ from .ensemble import PeftEnsemble
 from .interpolation import interpolate, mix_outputs, wise_curve
 from .members import MemberSpec
 from .modeling_classifier import ClassTokenClassifier, load_classifier
+from .plots import plot_agreement, plot_selection, plot_wise
 from .selection import Selection, UnsupervisedSelector
 from .ssl_trainer import SSLTrainer
 from .structure import VisionStructure, find_structure
@@ -55,6 +56,9 @@ __all__ = [
     "load_classifier",
     "measure_diversity",
     "mix_outputs",
+    "plot_agreement",
+    "plot_selection",
+    "plot_wise",
     "soft_cross_entropy",
     "wise_curve",
 ]
