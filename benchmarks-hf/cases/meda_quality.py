@@ -3,11 +3,16 @@
 Question-aware: the cache is compressed after it has read images and question. Question-agnostic: it is compressed
 after the images, and the question comes as a second turn. Presets are taken as they are shipped: nothing protects the
 question but the preset itself. `over_meda` and `over_h2o` are paired differences on the same questions, with 95
-percent intervals. Variants say what of a difference is due to what; the depth ramp is the control of the entropy claim.
+percent intervals. Variants say what of a difference is due to what; the depth ramp is the control of the entropy.
 """
 
+import hashlib
 import itertools
+import json
+import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,9 +75,9 @@ def answer(model: Any, processor: Any, cache: MedaCache, logits: torch.Tensor, a
 
 @torch.no_grad()
 def ask(
-    model: Any, processor: Any, batch: list[dict[str, Any]], policies: dict[str, dict[str, Any]], ratios: Any
-) -> dict[tuple[str, str, float], list[bool]]:
-    """Whether each answer is right, for every mode, policy and ratio; a prompt is read once for all ratios."""
+    model: Any, processor: Any, batch: list[dict[str, Any]], policy: str, options: dict[str, Any], ratios: Any
+) -> Iterator[tuple[tuple[str, str, float], list[bool]]]:
+    """Whether each answer is right, for every mode and ratio; a prompt is read once for all ratios."""
     prompts = [build_prompt(row["num_images"], row["question"]) for row in batch]
     images = [image for row in batch for image in row["images"]]
     inputs = processor(images=images, text=prompts, return_tensors="pt")
@@ -81,37 +86,63 @@ def ask(
     context = tokens.shape[1] - batch[0]["question_length"]
     turns = processor.tokenizer([build_turn(row["question"]) for row in batch], return_tensors="pt")["input_ids"]
     assert torch.equal(turns, tokens[:, context:]), "the question is not the end of the prompt"
-    answers, right = [row["answer"] for row in batch], {}
-    for mode, (policy, options) in itertools.product(MODES, policies.items()):
+    answers = [row["answer"] for row in batch]
+    for mode in MODES:
         read = MedaCache(model.config, **options, **({} if options["preset"] == "none" else {"keep_ratio": 0.5}))
         length = tokens.shape[1] if mode == "question-aware" else context
         logits = model(input_ids=tokens[:, :length], pixel_values=pixels, past_key_values=read).logits
-        for ratio in ratios if options["preset"] != "none" else (1.0,):
+        for ratio in ratios_of(options, ratios):
             cache = read.clone()
             cache.compress(ratio)
             if mode == "question-agnostic":
                 logits = model(input_ids=tokens[:, length:], past_key_values=cache).logits
-            right[mode, policy, ratio] = answer(model, processor, cache, logits, answers)
-    return right
+            yield (mode, policy, ratio), answer(model, processor, cache, logits, answers)
+
+
+def load_parts(path: Path) -> dict[str, list[int]]:
+    parts: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return parts
+
+
+def save_parts(parts: dict[str, list[int]], path: Path) -> None:
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(parts), encoding="utf-8")
+    partial.replace(path)
 
 
 def collect(
     count: int, seed: int, policies: dict[str, dict[str, Any]], ratios: Any
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, str, float], np.ndarray]]:
-    """All questions, and for every mode, policy and ratio whether each was answered right."""
-    path = hf_diorama.model_path("llava-nano")
-    processor = AutoProcessor.from_pretrained(path)
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
+    """All questions, and for every mode, policy and ratio whether each was answered right.
+
+    What has been answered is kept in the temporary folder, by weights and questions: a run that was stopped goes on.
+    """
+    model_path = Path(hf_diorama.model_path("llava-nano"))
+    key = hashlib.sha256((model_path / "model.safetensors").read_bytes()).hexdigest()[:12]
+    path = Path(tempfile.gettempdir()) / f"meda-quality-{key}-{count}-{seed}.json"
+    processor = AutoProcessor.from_pretrained(model_path)
+    model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=torch.float32).eval()
     rows: list[dict[str, Any]] = []
     for number in NUM_IMAGES:
         rows += hf_diorama.multi_image_questions(count, split="heldout", seed=seed, num_images=number)
-    batches = build_batches(processor, rows)
+    batches, parts = build_batches(processor, rows), load_parts(path)
     right = defaultdict(list)
     with attach(model):
-        for batch in tqdm(batches, desc="batches"):
-            for point, values in ask(model, processor, batch, policies, ratios).items():
-                right[point] += values
+        for index, name in tqdm(list(itertools.product(range(len(batches)), policies)), desc="batches"):
+            wanted = {
+                f"{index}|{mode}|{name}|{ratio}" for mode in MODES for ratio in ratios_of(policies[name], ratios)
+            }
+            if not wanted <= set(parts):
+                for (mode, _, ratio), values in ask(model, processor, batches[index], name, policies[name], ratios):
+                    parts[f"{index}|{mode}|{name}|{ratio}"] = [int(value) for value in values]
+                save_parts(parts, path)
+            for mode, ratio in itertools.product(MODES, ratios_of(policies[name], ratios)):
+                right[mode, name, ratio] += parts[f"{index}|{mode}|{name}|{ratio}"]
     return [row for batch in batches for row in batch], {point: np.array(values) for point, values in right.items()}
+
+
+def ratios_of(options: dict[str, Any], ratios: Any) -> Any:
+    return (1.0,) if options["preset"] == "none" else ratios
 
 
 def summarise(

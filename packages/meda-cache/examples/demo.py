@@ -100,7 +100,7 @@ def summarise(rows: list[dict[str, Any]], found: list[dict[str, Any]], keep_rati
         result["layers"] = [
             {
                 name: sum(one["layers"][number][name][0] for one in found) / len(found)
-                for name in ("entropy", "weight", "budget", "kept_text", "kept_visual")
+                for name in ("weight", "budget", "kept_text", "kept_visual")
             }
             for number in range(len(found[0]["layers"]))
         ]

@@ -12,9 +12,9 @@ SIDE = 112  # pixels of a shown image
 
 INTRODUCTION = """
 <p><code>llava-nano</code> reads several images and a question, with its whole KV cache and with a
-<code>MedaCache</code>. The cache keeps 20 or 10 percent of the prompt: each layer gets a share of the budget by the
-entropy of its cross-modal attention, keeps the last and the most attended tokens, and merges the rest into them. A
-patch is drawn as bright as the share of layers and heads that keep its visual token.</p>
+<code>MedaCache</code>. The cache keeps 20 or 10 percent of the prompt with its default preset: each layer and head
+keeps the last tokens, and of every image and of the text those that are most attended. A patch is drawn as bright as
+the share of layers and heads that keep its visual token.</p>
 """
 
 
@@ -70,8 +70,7 @@ def _budgets(result: dict[str, Any]) -> str:
                 for key, color in (("kept_text", "#e0912f"), ("kept_visual", "#3b82c4"))
             )
             numbers = f"{layer['kept_text']:.1f} text + {layer['kept_visual']:.1f} visual"
-            entropy = f"{layer['entropy']:.2f} nats"
-            rows.append(f"<tr><td>layer {number}, {entropy}</td><td>{bars}</td><td>{numbers}</td></tr>")
+            rows.append(f"<tr><td>layer {number}</td><td>{bars}</td><td>{numbers}</td></tr>")
     return f'<h4>Kept tokens by layer</h4><div class="scroll"><table>{"".join(rows)}</table></div>'
 
 

@@ -53,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Options that differ from the defaults of [`CompressionConfig`], by name of the method."""
 
 DEFAULT_PRESET = "balanced"
-"""What [`MedaCache`] does unless told otherwise: the winner of `benchmarks-hf/cases/meda_quality.py`."""
+"""What [`MedaCache`] does unless told otherwise; `benchmarks-hf/cases/meda_quality.py` compares it with the others."""
 
 
 @dataclass(frozen=True, kw_only=True)

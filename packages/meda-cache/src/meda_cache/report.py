@@ -118,7 +118,7 @@ class CacheStats:
         rows: list[tuple[str, ...]] = [tuple(header.split())]
         for layer in self.layers:
             per_prompt = (
-                ("{:.2f}", [float("nan") if entropy is None else entropy for entropy in layer.entropy]),
+                ("{}", ["-" if entropy is None else f"{entropy:.2f}" for entropy in layer.entropy]),
                 ("{:.3f}", layer.weight),
                 ("{}", layer.budget),
                 ("{:.1f}", layer.kept_text),
