@@ -173,6 +173,21 @@ def test_clip_candidates_are_aligned_by_name(partition: ClassPartition, caplog: 
     torch.testing.assert_close(calibrator.calibrate(torch.zeros(1, 2), ["cat", "bee"]), torch.tensor([[0, GAMMA]]))
 
 
+def test_clip_is_fitted_on_batches_of_images_and_prompts() -> None:
+    model, inputs = build_clip()
+    names = ("ant", "bee", "cat", "dog")
+    partition = ClassPartition(names, (0, 2, 3))
+    labels = torch.tensor([0, 2, 3, 0, 2])
+    calibrator = LogitCalibrator.fit(model, [{**inputs, "labels": labels}], partition)
+    plain = model(**inputs).logits_per_image.detach().double()
+    others = [[c for c in partition.seen if c != int(label)] for label in labels]
+    gaps = [row[ids].mean() - row[1] for row, ids in zip(plain, others, strict=True)]
+    assert calibrator.gamma == pytest.approx(float(torch.stack(gaps).mean()), abs=1e-6)
+    with calibrator.attach(model, candidates=names):
+        shifted = model(**inputs).logits_per_image
+    torch.testing.assert_close(shifted, plain.float() + calibrator.offset)
+
+
 def test_pipeline_sees_calibrated_logits(tiny_vit: nn.Module) -> None:
     from PIL import Image
     from transformers import ViTImageProcessor, pipeline
