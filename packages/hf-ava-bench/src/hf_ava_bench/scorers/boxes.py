@@ -35,7 +35,7 @@ def convert_boxes(boxes: Array, coords: str, image_sizes: Sequence[Sequence[int]
     if coords == "pixel":
         if image_sizes is None:
             raise ValueError(
-                "Boxes are in pixels (their coordinates go beyond 1000): pass `image_sizes`, (width, height) of each "
+                "Boxes are in pixels, beyond 1 and 1000: pass `image_sizes`, (width, height) of each "
                 "image, or `coords` if they are not."
             )
         return boxes / np.asarray(image_sizes, dtype=np.float64)[:, [0, 1, 0, 1]]
