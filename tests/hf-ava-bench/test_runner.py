@@ -8,12 +8,10 @@ import torch
 from transformers import ViTConfig, ViTModel
 
 from hf_ava_bench import Fingerprint, run_benchmark
-from hf_ava_bench.runner.encoders import KnownEncoder
 from hf_ava_bench.runner.head import IGNORED, AvaHead, Prompts, choose_options, generate_answers
 from hf_ava_bench.runner.profiles import PROFILES, Profile, find_profile
 from hf_ava_bench.runner.tiny import build_tiny_llm
 from hf_ava_bench.runner.training import build_head, load_head, save_head
-from hf_ava_bench.statistics import sign_flip_test
 
 LORA = Profile(
     name="test", epochs=1, localization_epochs=1, batch_size=4, lora_r=4, lora_alpha=8, lora_dropout=0.0,
@@ -180,41 +178,3 @@ def test_fingerprint_of_another_version_is_refused(tmp_path):
     path.write_text(json.dumps({"schema": "hf-ava-bench/fingerprint/0"}))
     with pytest.raises(ValueError, match="got 'hf-ava-bench/fingerprint/0'"):
         Fingerprint.load(path)
-
-
-# The test of the whole pipeline: encoders whose abilities are known come out in their order.
-
-KNOWN = Profile(
-    name="known", epochs=8, localization_epochs=8, batch_size=32, learning_rate=2e-3, train_llm=True, n_train=800,
-    n_test=200, system="", closed_sets="loglik",
-)  # fmt: skip
-
-
-def run_known(name, ability, tmp_path, **options):
-    return run_benchmark(
-        KnownEncoder(name), build_tiny_llm(96, 2), tmp_path / name, [ability], source="mini", progress=False,
-        image_size=64, **{"profile": KNOWN, **options},
-    ).abilities[ability]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_known_encoders_come_out_in_their_order(tmp_path):
-    results = {
-        name: run_known(name, "orientation", tmp_path, controls=("blind", "shuffled") if name == "edge-hist" else ())
-        for name in ("edge-hist", "patch-colour", "blind")
-    }
-    values = {
-        name: np.array([result.values[key] for key in sorted(result.values)]) for name, result in results.items()
-    }
-    assert values["edge-hist"].mean() > values["patch-colour"].mean() >= 0
-    assert sign_flip_test(values["edge-hist"] - values["blind"]) < 0.01
-    assert results["blind"].score < 0.1
-    controls = results["edge-hist"].controls
-    assert controls["blind"] < 0.1
-    assert controls["shuffled"] < 0.1
-    assert results["edge-hist"].score > 0.3
-
-
-@pytest.mark.slow
-def test_an_oracle_is_perfect(tmp_path):
-    assert run_known("oracle", "orientation", tmp_path, controls=()).score > 0.95
