@@ -164,6 +164,8 @@ def test_member_with_bad_logits_is_left_out_with_a_warning(fitted, caplog):
 def test_folder_refuses_what_does_not_belong(fitted, backbones):
     with pytest.raises(ValueError, match="made with other labelled images"):
         fitted.fit(draw_images(12, seed=9), arguments(), unlabeled_val=draw_images(30, seed=1))
+    with pytest.raises(ValueError, match=r"made with other training arguments: .*'num_train_epochs': 4"):
+        fitted.fit(draw_images(12, seed=0), arguments(num_train_epochs=9), unlabeled_val=draw_images(30, seed=1))
     with pytest.raises(ValueError, match="with other members or classes"):
         PeftEnsemble(build_specs(backbones)[:2], LABEL_NAMES, fitted.output_dir)
     with pytest.raises(ValueError, match="with other members or classes"):

@@ -8,19 +8,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peft_ensemble.selection import (
-    METRICS,
-    UnsupervisedSelector,
+from peft_ensemble.clustering import (
     adjusted_mutual_info,
     adjusted_rand,
-    average_ranks,
-    bnm,
     calinski_harabasz,
     fowlkes_mallows,
     kmeans,
-    rankme,
     v_measure,
 )
+from peft_ensemble.selection import METRICS, UnsupervisedSelector, average_ranks, bnm, rankme
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 PAIRS = [

@@ -1,5 +1,7 @@
 """PeftEnsemble: many cheap adapters, trained, selected, asked and distilled (V-PET, arXiv 2503.09707)."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from importlib import metadata
@@ -97,7 +99,8 @@ class PeftEnsemble:
             selector: by default all seven criteria and the mean of squared ranks.
 
         Raises:
-            ValueError: other labelled images than those the folder was made with, or nothing to select on.
+            ValueError: other labelled images or training arguments than the folder was made with, or nothing to select
+                on.
         """
         labeled = with_ids(labeled)
         labels = read_labels(labeled, len(self.label_names))
@@ -108,7 +111,7 @@ class PeftEnsemble:
             groups.setdefault(spec.group, []).append(spec)
         if unlabeled_val is None and any(len(candidates) > 1 for candidates in groups.values()):
             raise ValueError("expected unlabeled_val to select on: some groups have several candidates")
-        self._record(labeled=fingerprint(labeled))
+        self._record(labeled=fingerprint(labeled), training=fitting.describe_training(args))
         self._labeled = labeled
         for number, spec in enumerate(self.specs, start=1):
             folder = self.output_dir / "members" / spec.id
@@ -234,7 +237,8 @@ class PeftEnsemble:
             pool = self._override(pool)
         if not len(pool):
             raise ValueError("expected images to train the student on, got an empty pool")
-        name = f"{student.id}-{fingerprint(pool)}"
+        taught = json.dumps([fingerprint(pool), list(views), fitting.describe_training(args)], sort_keys=True)
+        name = f"{student.id}-{hashlib.sha256(taught.encode()).hexdigest()[:8]}"
         folder = self.output_dir / "students" / name
         if not (folder / "metrics.json").exists():
             card = cards.student_card(student, self.members, self.label_names, pool)
@@ -328,11 +332,11 @@ class PeftEnsemble:
         """Write ensemble.json with what is new; refuse other data than it was made with."""
         path = self.output_dir / "ensemble.json"
         record = read_json(path) if path.exists() else {}
-        if "labeled" in new and record.get("labeled", new["labeled"]) != new["labeled"]:
-            raise ValueError(
-                f"{path} was made with other labelled images ({record['labeled']}, now {new['labeled']}); "
-                "use another output_dir"
-            )
+        for key, what in (("labeled", "labelled images"), ("training", "training arguments")):
+            if key in new and record.get(key, new[key]) != new[key]:
+                raise ValueError(
+                    f"{path} was made with other {what}: {record[key]}, now {new[key]}; use another output_dir"
+                )
         record |= {
             "schema": SCHEMA,
             "label_names": self.label_names,

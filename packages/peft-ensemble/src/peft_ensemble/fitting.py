@@ -1,12 +1,14 @@
 """Training one member or student, and asking it: the only place where models, processors and data meet."""
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from transformers import AutoImageProcessor, TrainingArguments
@@ -20,6 +22,20 @@ from .modeling_classifier import load_classifier
 from .storage import save_adapter
 from .structure import find_structure
 from .trainer import SelfTrainingTrainer
+
+# What in the training arguments decides what a member becomes.
+DECISIVE = (
+    "adam_beta1 adam_beta2 adam_epsilon bf16 fp16 gradient_accumulation_steps label_smoothing_factor learning_rate "
+    "lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_steps num_train_epochs optim per_device_train_batch_size "
+    "warmup_steps weight_decay"
+).split()
+
+
+def describe_training(args: TrainingArguments) -> dict[str, Any]:
+    """The training arguments that decide what a member becomes, as JSON takes them."""
+    values = args.to_dict()
+    described: dict[str, Any] = json.loads(json.dumps({key: values[key] for key in DECISIVE}, default=str))
+    return described
 
 
 def build_member(spec: MemberSpec, label_names: Sequence[str]) -> Any:
@@ -38,7 +54,7 @@ def build_member(spec: MemberSpec, label_names: Sequence[str]) -> Any:
 def load_member(spec: MemberSpec, label_names: Sequence[str], folder: Path) -> Any:
     """A trained member, in evaluation mode."""
     base = load_classifier(spec.backbone, len(label_names), spec.pooling, seed=spec.seed)
-    return PeftModel.from_pretrained(base, str(folder)).eval()
+    return PeftModel.from_pretrained(base, str(folder)).eval().to(PartialState().device)
 
 
 def load_processor(spec: MemberSpec) -> Any:

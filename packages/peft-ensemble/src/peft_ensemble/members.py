@@ -75,9 +75,9 @@ class MemberSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, as JSON takes it."""
-        method = {
-            key: sorted(value) if isinstance(value, set) else value for key, value in self.method.to_dict().items()
-        }
+        config = self.method.to_dict()
+        config.pop("peft_version", None)  # a new version of peft is no new member
+        method = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
         return {
             "backbone": self.backbone,
             "method": json.loads(json.dumps(method, default=str, sort_keys=True)),
