@@ -28,7 +28,6 @@ CONSTRAINTS = ("-c", ".ci/constraints.txt")
 PROJECTS: dict[str, dict[str, Any]] = {
     path.parent.name: nox.project.load_toml(path)["project"] for path in sorted(ROOT.glob("packages/*/pyproject.toml"))
 }
-# peft is here for the tests that meet adapters; no package requires it yet.
 TEST_TOOLS = ["hypothesis>=6.100", "peft>=0.18", "pytest>=9.0", "pytest-cov>=5", "pytest-xdist>=3.5"]
 DEV_TOOLS = [*TEST_TOOLS, "matplotlib", "mypy", "nox"]
 DEV = ROOT / ".nox" / "dev" / ("Scripts" if os.name == "nt" else "bin")
@@ -89,11 +88,18 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["dev"])
 def tests(session: nox.Session) -> None:
-    """Run the tests on the CPU. `nox -s tests -- meda-cache -k entropy` is one package, and options of pytest."""
+    """Run the tests on all cores. `nox -s tests -- meda-cache -k entropy` is one package, and options of pytest."""
     dists, options = split_posargs(session)
     everything = dists == list(PROJECTS)
     paths = ["tests"] if everything else [f"tests/{dist}" for dist in dists]
-    python(session, "-m", "pytest", *paths, *options)
+    python(session, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *paths, *options)
+
+
+@nox.session(venv_backend="none", requires=["dev"], default=False)
+def kernels(session: nox.Session) -> None:
+    """Run the tests of the Triton kernels, in Triton's interpreter where there is no GPU."""
+    dists, options = split_posargs(session)
+    python(session, "-m", "pytest", "-k", "test_ops", *(f"tests/{dist}" for dist in dists), *options)
 
 
 @nox.session(venv_backend="none", requires=["dev"], default=False)
