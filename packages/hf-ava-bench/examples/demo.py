@@ -21,8 +21,8 @@ from hf_ava_bench.runner.probe import score_probe
 from hf_ava_bench.statistics import bootstrap_interval
 
 TOWERS = ("patch-colour", "edge-hist", "blind")
-ABILITIES = ("color", "texture", "orientation", "scene", "emotion")
-TRAIN, TEST = 400, 150
+ABILITIES = ("color", "texture", "orientation", "scene")
+TRAIN, TEST = 300, 150
 
 
 def measure(ability: str, tower: str, steps: int) -> ava.AbilityResult:
