@@ -2,9 +2,12 @@
 
 Options are scored by log-probability: llava-nano knows 80 words and its replies rarely name an option. `presence` are
 the pairs of kind existence that ask for an object in words it was taught ("which image shows the red star?"); other
-questions have words that it does not know. `low` and `high` are Wilson intervals of `pair_accuracy`.
+questions have words that it does not know. The first row names the weights. `low` and `high` are Wilson intervals of
+`pair_accuracy`.
 """
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,7 +17,7 @@ from hf_compbench import audit_pairs, load_compbench, score, wilson_interval
 from hf_compbench.balance import balance_sides, rebalance_in_file_order, swap_row
 from hf_compbench.runners import HeuristicRunner, TransformersRunner, run_model
 
-NUM_PAIRS = 100
+NUM_PAIRS = 40
 NAMES = ("accuracy", "accuracy_first", "consistency", "bias", "side_gap", "debiased_accuracy", "chance", "coverage")
 
 
@@ -81,8 +84,10 @@ def audit_rows(ds: datasets.Dataset) -> list[dict[str, Any]]:
 def run(*, quick: bool) -> list[dict[str, Any]]:
     datasets.disable_progress_bars()
     ds = load_compbench("mini", "heldout", num_pairs=8 if quick else NUM_PAIRS, image_size=64)
-    nano = TransformersRunner.from_pretrained(hf_diorama.model_path("llava-nano"), chat_template="plain")
-    rows = []
+    path = hf_diorama.model_path("llava-nano")
+    weights = hashlib.sha256((Path(path) / "model.safetensors").read_bytes()).hexdigest()[:16]
+    nano = TransformersRunner.from_pretrained(path, chat_template="plain")
+    rows: list[dict[str, Any]] = [{"runner": "llava-nano", "kind": "weights", "sha256": weights}]
     for kind, part in split_kinds(ds).items():
         own = run_model(part, nano, prompt="nano", mode="logprob")
         blank = run_model(part, nano, prompt="nano", mode="logprob", shown="blank")
