@@ -39,8 +39,13 @@ def plot_layers(stats: CacheStats, *, row: int = 0, ax: "Axes | None" = None) ->
     Example:
 
     ```python
-    >>> from meda_cache import CacheStats, LayerStats, plot_layers  # doctest: +SKIP
-    >>> plot_layers(cache.stats()).figure.savefig("layers.png")  # doctest: +SKIP
+    >>> from meda_cache import CacheStats, LayerStats, plot_layers
+    >>> layer = LayerStats(layer_idx=0, logical_length=9, physical_length=3, stored_bytes=96,
+    ...                    allocated_bytes=96, entropy=[1.0], entropy_kind=["cross"], weight=[1.0], budget=[2],
+    ...                    kept_text=[1.0], kept_visual=[1.0], merged=[7.0])
+    >>> axes = plot_layers(CacheStats(is_compressed=True, layers=[layer], requested=[2]))
+    >>> [float(bar.get_height()) for bar in axes.patches]
+    [1.0, 1.0]
 
     ```
     """
@@ -86,8 +91,18 @@ def plot_kept_tokens(
     Example:
 
     ```python
-    >>> from meda_cache import plot_kept_tokens  # doctest: +SKIP
-    >>> plot_kept_tokens(cache, images).savefig("kept.png")  # doctest: +SKIP
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from meda_cache import MedaCache, detach, plot_kept_tokens
+    >>> model = LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...                                      num_attention_heads=2)).eval()
+    >>> cache = MedaCache.from_model(model, keep_ratio=0.5)
+    >>> cache.expect(visual_mask=torch.tensor([[False, True, True, True, True, False]]))  # an image of 2 x 2 tokens
+    >>> with torch.no_grad():
+    ...     _ = model(input_ids=torch.tensor([[1, 2, 3, 4, 5, 6]]), past_key_values=cache)
+    >>> detach(model)
+    >>> len(plot_kept_tokens(cache, [torch.zeros(8, 8, 3).numpy()]).axes)
+    1
 
     ```
     """
