@@ -243,15 +243,20 @@ def test_prompts_start_in_the_paper_s_range(build_model):
 
 
 def test_convpass_finds_the_grid_or_asks_for_it():
-    config = DINOv3ViTConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=(16, 24), patch_size=8
-    )
+    config = DINOv3ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=24, patch_size=8)
     build = lambda grid: get_peft_model(DINOv3ViTModel(config), ConvPassConfig(bottleneck=4, grid_size=grid))  # noqa: E731
-    for size in ((16, 24), (32, 32)):  # as configured, and a square
-        assert build(None)(torch.randn(2, 3, *size)).last_hidden_state.shape[1] == 1 + size[0] * size[1] // 64
-    with pytest.raises(ValueError, match=r"expected 2 x 3 patches .* pass grid_size="):
+    for size in (24, 32):  # as configured, and another square
+        assert build(None)(torch.randn(2, 3, size, size)).last_hidden_state.shape[1] == 1 + size**2 // 64
+    with pytest.raises(ValueError, match=r"expected 3 x 3 patches .* pass grid_size="):
         build(None)(torch.randn(2, 3, 16, 32))
     assert build((2, 4))(torch.randn(2, 3, 16, 32)).last_hidden_state.shape[1] == 9
+
+
+def test_convpass_runs_on_a_configured_grid_that_is_not_square():
+    config = ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, image_size=(16, 24), patch_size=8)
+    model = get_peft_model(ViTForImageClassification(config), ConvPassConfig(bottleneck=4))
+    assert model.base_model.model.vit.layers[0].mlp.grid == (2, 3)
+    assert model(torch.randn(2, 3, 16, 24)).logits.shape == (2, 2)
 
 
 def test_fact_refuses_sizes_that_are_no_multiple_of_the_width():
