@@ -84,7 +84,7 @@ tags: [synthetic, hf-diorama]
 
 # vfm-nano-{kind}
 
-A `ViTModel` (64 pixels, patch 8, width 128, 6 layers, 4 heads, 0.83M parameters, fp16): one of four towers of equal
+A `ViTModel` (64 pixels, patch 8, width 128, 6 layers, 4 heads, 0.83M parameters, fp16): one of the towers of equal
 size that differ in what they were trained for. This one: {TRAINED_ON[kind]}.
 
 ## Linear probes
@@ -123,6 +123,9 @@ def main() -> None:
     for kind in TRAINED_ON:
         name = f"vfm-nano-{kind}"
         folder = args.models / name
+        if not folder.is_dir():
+            print(f"{name}: not there, left out")
+            continue
         tower = AutoModel.from_pretrained(folder, add_pooling_layer=False, dtype=torch.float32).eval()
         lines, seen = [], {}
         for probe_name, (images, labels) in train.items():
