@@ -124,9 +124,9 @@ def test_held_out_exact_match_is_that_of_the_card(folder, model, processor):
             hits[row["kind"]].append(text == row["answer"])
     share = np.mean([hit for kind in hits.values() for hit in kind])
     assert share >= card["all_kinds_but_photo"]["1-8"]["exact_match"] - 0.10
-    # Bars of the kinds that the model has learned; "which" and "count" it has not, see the card.
-    for kind, least in {"color": 0.9, "shape": 0.85, "side": 0.75, "list": 0.6}.items():
-        assert np.mean(hits[kind]) >= least, kind
+    for kind, kind_hits in hits.items():  # 18 questions a kind: three standard errors are a third at most
+        least = card["by_kind"][kind]["1-8"]["exact_match"]
+        assert np.mean(kind_hits) >= least - 3 * (least * (1 - least) / len(kind_hits)) ** 0.5 - 0.05, kind
 
 
 def test_card_shows_the_measured_numbers(folder):

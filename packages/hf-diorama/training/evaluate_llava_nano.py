@@ -53,7 +53,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--num-images", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6, 7, 8, 12, 16])
-    parser.add_argument("--questions", type=int, default=490, help="per number of images, shared by the kinds")
+    parser.add_argument("--questions", type=int, default=280, help="per number of images, shared by the kinds")
     parser.add_argument("--batch-size", type=int, default=14)
     args = parser.parse_args()
     model = AutoModelForImageTextToText.from_pretrained(args.model, dtype=torch.float32).eval()

@@ -1,6 +1,8 @@
-"""Training sequences of llava-nano: some images of the pool, then a dozen questions and answers about them."""
+"""Training material of llava-nano: contexts of some images of the pool, each with short dialogues about them."""
 
 from collections import defaultdict
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -9,18 +11,38 @@ from llava_nano_data import NAMES
 from transformers import PreTrainedTokenizerFast
 
 from hf_diorama.draws import Draws
-from hf_diorama.questions import Content, ask, build_turn, draw_contents
+from hf_diorama.questions import Content, Question, ask, build_turn, draw_contents
 
-KIND_WEIGHTS = {"color": 2, "shape": 2, "side": 3, "which": 6, "count": 6, "list": 3, "photo": 2}
+KIND_WEIGHTS = {"color": 1, "shape": 2, "side": 3, "which": 6, "count": 6, "list": 2, "photo": 4}
 TURN_KINDS = [kind for kind, weight in KIND_WEIGHTS.items() for _ in range(weight)]
+NOTHING = (-1, 0)
 
 
-class Sequence(NamedTuple):
-    """Rows of the pool, token ids after the images, and which of the tokens belong to an answer."""
+class Turn(NamedTuple):
+    """Tokens of a question and its answer, and for each what it should look at and know.
 
-    rows: list[int]
+    `image` and `place` name an object (0: the whole image, 1: left, 2: right), `votes` has a bit for every image that
+    a count counts, `hint` is the token of the answer that a word of the question can know already; -1 for nothing.
+    """
+
     ids: list[int]
     is_answer: list[bool]
+    image: list[int]
+    place: list[int]
+    votes: list[int]
+    hint: list[int]
+
+
+class Batch(NamedTuple):
+    """Rows of the pool (B, K), and the dialogues: (B, G, L) tensors with the fields of `Turn`."""
+
+    rows: torch.Tensor
+    ids: torch.Tensor
+    is_answer: torch.Tensor
+    image: torch.Tensor
+    place: torch.Tensor
+    votes: torch.Tensor
+    hint: torch.Tensor
 
 
 def index_pool(pool: dict[str, np.ndarray], photo_labels: list[str]) -> dict[Content, list[int]]:
@@ -34,36 +56,80 @@ def index_pool(pool: dict[str, np.ndarray], photo_labels: list[str]) -> dict[Con
     return index
 
 
+def seen_words(contents: list[Content], question: Question) -> list[tuple[int, int]]:
+    """Returns image and place behind each word of the answer, `NOTHING` where there is none."""
+    words, index = question.answer.split(), question.image_index
+    sources = [NOTHING] * len(words)
+    if question.kind in ("color", "shape"):
+        sources[-1] = (index, 1)
+    elif question.kind == "photo":
+        sources[-1] = (index, 0)
+    elif question.kind == "side":
+        sources[1:] = [(index, 1 if "left" in question.question else 2)] * 2
+    elif question.kind == "list":
+        items = [(i, place) for i, x in enumerate(contents) for place in range(1, len(x.objects) + 1) or (0,)]
+        named = iter(items)
+        sources = [NOTHING if word in ("in", "order", "then") else next(named) for word in words]
+    return sources
+
+
 class Sequences:
-    """Draws sequences about the images of a pool."""
+    """Draws batches about the images of a pool."""
 
     def __init__(self, index: dict[Content, list[int]], tokenizer: PreTrainedTokenizerFast, labels: list[str]):
         self.index, self.labels, self.eos = index, labels, tokenizer.eos_token_id
-        self.encode = lambda text: tokenizer.backend_tokenizer.encode(text).ids
+        self.encode: Callable[[str], list[int]] = lru_cache(100_000)(
+            lambda text: tokenizer.backend_tokenizer.encode(text).ids
+        )
 
-    def encode_turn(self, question: str, answer: str) -> tuple[list[int], list[int]]:
-        """Returns the tokens of a prompt's turn and of its answer, which ends with the end token."""
-        return self.encode(build_turn(question)), [*self.encode(answer), self.eos]
+    def encode_turn(self, contents: list[Content], question: Question) -> Turn:
+        """Returns the tokens of a turn, whose answer ends with the end token, and what they look at.
 
-    def draw(self, draws: Draws, num_images: int, num_turns: int = 12) -> Sequence:
-        """Returns a sequence about so many images."""
-        contents = draw_contents(draws, num_images, self.labels)
-        while any(content not in self.index for content in contents):
+        The token before a word of the answer looks at what that word names. Where the question names it, the name
+        looks: "star" in "the red star" at the star, "red" in "any red object" at the images that it counts.
+        """
+        turn, answer = self.encode(build_turn(question.question)), [*self.encode(question.answer), self.eos]
+        sources = [NOTHING] * (len(turn) - 1) + seen_words(contents, question) + [NOTHING] * 2
+        votes, hint = [-1] * len(sources), [-1] * len(sources)
+        words = question.question.rstrip("?").split()
+        if question.kind == "which":
+            objects = contents[question.image_index].objects
+            sources[len(words)] = (question.image_index, objects.index((words[-2], words[-1])) + 1)
+            hint[len(words)] = answer[-2]
+        if question.kind == "count":
+            voters = [i for i, content in enumerate(contents) if any(words[5] in item for item in content.objects)]
+            votes[6] = sum(1 << i for i in voters)  # the word "question" comes first
+            hint[6] = answer[-2]
+        is_answer = [False] * len(turn) + [True] * len(answer)
+        images, places = [image for image, _ in sources], [place for _, place in sources]
+        return Turn(turn + answer, is_answer, images, places, votes, hint)
+
+    def _context(self, draws: Draws, num_images: int) -> list[Content]:
+        while True:
             contents = draw_contents(draws, num_images, self.labels)
-        sequence = Sequence([], [], [])
-        while num_turns:
-            question = ask(contents, draws.choice(TURN_KINDS), draws)
-            if question is not None:
-                turn, answer = self.encode_turn(question.question, question.answer)
-                sequence.ids.extend(turn + answer)
-                sequence.is_answer.extend([False] * len(turn) + [True] * len(answer))
-                num_turns -= 1
-        sequence.rows.extend(draws.choice(self.index[content]) for content in contents)
-        return sequence
+            if all(content in self.index for content in contents):
+                return contents
 
-
-def collate(texts: list[tuple[list[int], list[bool]]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns ids and answer mask, padded on the right, where causal attention makes padding harmless."""
-    length = max(len(ids) for ids, _ in texts)
-    ids = torch.tensor([ids + [pad] * (length - len(ids)) for ids, _ in texts])
-    return ids, torch.tensor([mask + [False] * (length - len(mask)) for _, mask in texts])
+    def draw(self, draws: Draws, num_images: int, batch_size: int, num_dialogues: int) -> Batch:
+        """Returns a batch of contexts, each with as many dialogues of as many turns as fit the longest question."""
+        length = max(32, 12 + 3 * num_images)
+        rows = np.zeros((batch_size, num_images), np.int64)
+        fields = np.zeros((6, batch_size, num_dialogues, length), np.int64)
+        fields[[2, 4, 5]] = -1
+        for b in range(batch_size):
+            contents = self._context(draws, num_images)
+            rows[b] = [draws.choice(self.index[content]) for content in contents]
+            dialogue, used = 0, 0
+            while dialogue < num_dialogues:
+                question = ask(contents, draws.choice(TURN_KINDS), draws)
+                if question is None:
+                    continue
+                turn = self.encode_turn(contents, question)
+                size = len(turn.ids)
+                if used + size > length:
+                    dialogue, used = dialogue + 1, 0
+                if dialogue < num_dialogues:
+                    fields[:, b, dialogue, used : used + size] = turn
+                    used += size
+        ids, is_answer, *rest = map(torch.from_numpy, fields)
+        return Batch(torch.from_numpy(rows), ids, is_answer.bool(), *rest)
