@@ -74,7 +74,7 @@ def train(
     """Trains a member and saves its adapter in the folder; goes on from a checkpoint beside it if there is one.
 
     Returns:
-        What the Trainer measured, without its times.
+        The number of steps. (The Trainer's loss is left out: after a resume it is a mean over the last part only.)
     """
     scratch = folder.with_name(folder.name + ".trainer")
     own = dataclasses.replace(
@@ -100,8 +100,7 @@ def train(
         save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder, card)
         shutil.rmtree(scratch, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    metrics = {"train_loss": float(result.training_loss), "global_step": float(result.global_step)}
-    return metrics
+    return {"global_step": float(result.global_step)}
 
 
 @torch.no_grad()

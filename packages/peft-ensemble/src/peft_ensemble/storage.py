@@ -40,7 +40,9 @@ def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[s
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata=metadata)
+    # One entry: safetensors writes several in an order that changes from run to run.
+    about = {"about": json.dumps(metadata, sort_keys=True)}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata=about)
     partial.replace(path)
 
 
@@ -49,7 +51,7 @@ def read_tensors(path: Path, metadata: dict[str, str]) -> dict[str, torch.Tensor
     if not path.exists():
         return None
     with safe_open(path, framework="pt") as file:
-        if file.metadata() != metadata:
+        if file.metadata() != {"about": json.dumps(metadata, sort_keys=True)}:
             return None
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
 
