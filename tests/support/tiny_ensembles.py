@@ -1,9 +1,5 @@
-"""Two tiny backbones on disk and images of a few colours, for ensembles that train in seconds.
+"""Two tiny backbones on disk and images of a few colours, for ensembles that train in seconds."""
 
-PYTHONPATH=tests python -m support.tiny_ensembles FOLDER    trains an ensemble and its student there
-"""
-
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +60,11 @@ def build_specs(backbones: list[str]) -> list[MemberSpec]:
     return MemberSpec.grid(backbones, methods, {"learning_rate": [1e-2, 1e-5]})
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def run(folder: Path) -> None:
+    """Trains an ensemble and its student in a folder with backbones."""
     backbones = [str(folder / name) for name in ("tiny-vit", "tiny-dino")]
     ensemble = PeftEnsemble(build_specs(backbones)[:2], LABEL_NAMES, folder / "ensemble")
     pool = draw_images(30, seed=1)
     ensemble.fit(draw_images(12, seed=0), arguments(), unlabeled_val=pool)
     targets = ensemble.pseudo_label(pool)
     ensemble.self_train(targets, pool, ensemble.members[0], arguments())
-
-
-if __name__ == "__main__":
-    main()
