@@ -211,7 +211,7 @@ def test_rows_round_trip_through_parquet(tmp_path, rows):
         ({"pinned": [("cyan", "star")]}, r"Unknown color 'cyan'.*'black'"),
         ({"pinned": [("red", "cube")]}, r"Unknown category 'cube'.*'circle'"),
         ({"photos": []}, r"`photos` is empty"),
-        ({"photos": [Image.new("L", (8, 8))], "photo_ratio": 2}, r"`photo_ratio` must be in \[0, 1\], got 2"),
+        ({"photo_ratio": 2}, r"`photo_ratio` must be in \[0, 1\], got 2"),
     ],
     ids=str,
 )
