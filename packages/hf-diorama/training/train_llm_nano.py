@@ -120,16 +120,18 @@ pipeline_tag: text-generation
 
 # {name}
 
-A character-level `LlamaForCausalLM` of {num_parameters:,} parameters ({num_hidden_layers} layers of width {hidden_size})
-that knows how questions and answers about the scenes of `hf-diorama` are written. It saw no image: it knows an answer by
-its form and frequency. It is the small language head of `hf-ava-bench` experiments, and of no use outside the diorama.
+A character-level `LlamaForCausalLM` of {num_parameters:,} parameters ({num_hidden_layers} layers, {hidden_size} wide)
+that knows how questions and answers about the scenes of `hf-diorama` are written. It saw no image: it knows an answer
+by its form and frequency. It is a language head for experiments with `hf-ava-bench`, and of no use outside the diorama.
+
+The text is the questions and answers of `hf-ava-bench` about rows 0 to {rows_each} of each topic of `scenes`, split
+`train`, seed 0, and as many captions of `creatures`.
 
 | what | value |
 |---|---|
-| text | questions and answers of `hf-ava-bench` about `scenes` rows 0 to {rows_each} of split `train`, seed 0, of each ability, and as many captions of `creatures` |
 | steps | {steps} of 16 blocks of 192 characters, AdamW, cosine from {learning_rate} |
 | time | {cpu_minutes:.1f} CPU minutes, one thread |
-| perplexity a character, split `heldout` | {perplexity:.3f} (95 percent interval {low:.3f} to {high:.3f}, {num_blocks} blocks of 192) |
+| perplexity a character, split `heldout` | {perplexity:.3f} ({low:.3f} to {high:.3f} at 95 percent, {num_blocks} blocks) |
 | command | `python packages/hf-diorama/training/train_llm_nano.py {size}`, then with `--evaluate` |
 """
 
