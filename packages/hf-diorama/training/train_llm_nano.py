@@ -122,7 +122,7 @@ pipeline_tag: text-generation
 
 A character-level `LlamaForCausalLM` of {num_parameters:,} parameters ({num_hidden_layers} layers, {hidden_size} wide)
 that knows how questions and answers about the scenes of `hf-diorama` are written. It saw no image: it knows an answer
-by its form and frequency. It is a language head for experiments with `hf-ava-bench`, and of no use outside the diorama.
+by its form and frequency. It is a head for experiments with `hf-ava-bench`, and of no use outside.
 
 The text is the questions and answers of `hf-ava-bench` about rows 0 to {rows_each} of each topic of `scenes`, split
 `train`, seed 0, and as many captions of `creatures`.
@@ -131,7 +131,7 @@ The text is the questions and answers of `hf-ava-bench` about rows 0 to {rows_ea
 |---|---|
 | steps | {steps} of 16 blocks of 192 characters, AdamW, cosine from {learning_rate} |
 | time | {cpu_minutes:.1f} CPU minutes, one thread |
-| perplexity a character, split `heldout` | {perplexity:.3f} ({low:.3f} to {high:.3f} at 95 percent, {num_blocks} blocks) |
+| perplexity a character, heldout | {perplexity:.3f} ({low:.3f} to {high:.3f}, 95 percent; {num_blocks} blocks) |
 | command | `python packages/hf-diorama/training/train_llm_nano.py {size}`, then with `--evaluate` |
 """
 
