@@ -37,7 +37,7 @@ class Picture:
     >>> picture = Picture(np.zeros((32, 32, 3), np.uint8))
     >>> picture.paint([((255, 0, 0), [ellipse(0, 0, 1, 1)])], center=(16, 16), radius=8, label=1)
     >>> picture.bbox(1)
-    [8, 8, 25, 25]
+    [8, 8, 24, 24]
 
     ```
     """
