@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_diorama.draws import Draws
 from hf_diorama.questions import Content, Question, ask, build_turn, draw_contents
 
-KIND_WEIGHTS = {"color": 1, "shape": 2, "side": 3, "which": 6, "count": 6, "list": 2, "photo": 4}
+KIND_WEIGHTS = {"color": 1, "shape": 2, "side": 3, "which": 4, "count": 8, "list": 5, "photo": 3}
 TURN_KINDS = [kind for kind, weight in KIND_WEIGHTS.items() for _ in range(weight)]
 NOTHING = (-1, 0)
 

@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, required=True, help="folder of the pool, the tower, the checkpoints")
     parser.add_argument("--output-dir", type=Path, required=True, help="where the model is saved, at every validation")
     parser.add_argument("--num-scenes", type=int, default=200_000)
-    parser.add_argument("--steps", type=int, default=8500)
+    parser.add_argument("--steps", type=int, default=11_000)
     parser.add_argument("--tokens-per-step", type=int, default=4000)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
