@@ -104,6 +104,9 @@ def test_nothing_is_overwritten_by_mistake(
     assert cli.main([*arguments, "--output", str(tmp_path / "notes.txt")]) == 2
     assert "line 1" in capsys.readouterr().err
     assert (tmp_path / "notes.txt").read_text() == "my notes\n"
+    (tmp_path / "notes.txt").write_text("no line end")
+    assert cli.main([*arguments, "--output", str(tmp_path / "notes.txt")]) == 2
+    assert (tmp_path / "notes.txt").read_text() == "no line end"
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,13 @@ def test_saved_index_scores_the_same_and_is_replaced_whole(dtype: str, tmp_path:
     assert again.common_name(0) == index.common_name(0)
 
 
+def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_text("mine")
+    with pytest.raises(FileExistsError, match="name another"):
+        make_index()[0].save_pretrained(tmp_path)
+    assert (tmp_path / "photo.jpg").read_text() == "mine"
+
+
 def test_incomplete_folder_is_refused(tmp_path: Path) -> None:
     folder = make_index()[0].save_pretrained(tmp_path / "index")
     (folder / "meta.json").unlink()

@@ -24,6 +24,7 @@ from taxaclip.taxonomy import RANKS, TaxonPath, clean_text, sort_taxa
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 TEMPLATES = ("a photo of {}.",)
+FILES = ("index.safetensors", "ranks.safetensors", "taxonomy.arrow", "meta.json")
 CHUNK = 65536  # rows that are in float32 at a time
 
 logger = logging.getLogger(__name__)
@@ -216,8 +217,15 @@ class TaxonIndex:
 
         Args:
             folder (`str` or `Path`): the folder; an index in it is replaced.
+
+        Raises:
+            FileExistsError: if there is something else than an index.
         """
         folder = Path(folder)
+        if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= set(FILES)):
+            raise FileExistsError(
+                f"Expected a new folder, or one with an index to replace, got {folder}; name another."
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         tensors = {"embeddings": self.embeddings, **({"scale": self.scale} if self.scale is not None else {})}
@@ -231,9 +239,13 @@ class TaxonIndex:
         meta = {"logit_scale": self.logit_scale, "source": self.source}
         (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         partial.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.replace(folder)
+        if folder.exists():  # moved aside first, so that one of the two is always whole
+            old = partial.with_name(f"{partial.name}-old")
+            folder.replace(old)
+            partial.replace(folder)
+            shutil.rmtree(old)
+        else:
+            partial.replace(folder)
         return folder
 
     @classmethod
@@ -247,7 +259,7 @@ class TaxonIndex:
             FileNotFoundError: if a file of the index is missing.
         """
         folder = Path(folder)
-        for name in ("index.safetensors", "ranks.safetensors", "taxonomy.arrow", "meta.json"):
+        for name in FILES:
             if not (folder / name).is_file():
                 raise FileNotFoundError(
                     f"Expected a taxon index in {folder}, but {name} is missing; write it by save_pretrained."

@@ -59,7 +59,13 @@ def finished_names(path: Path) -> set[str]:
             names.add(json.loads(line)["file_name"])
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"Expected rows of an earlier run in {path}, but line {number} is none.") from None
-    if len(whole) < len(text):
+    rest = text[len(whole) :]
+    if rest:
+        begin = '{"file_name": '
+        if not (rest.startswith(begin) or begin.startswith(rest)):
+            raise ValueError(
+                f"Expected rows of an earlier run in {path}, but it ends in something else; name another."
+            )
         path.write_text(whole, encoding="utf-8")
     return names
 
