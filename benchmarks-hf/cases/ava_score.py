@@ -11,7 +11,7 @@ from hf_ava_bench import ABILITIES, compute_score
 N = 45_000
 ANSWERS = {
     "number": lambda rng: str(rng.integers(1, 40)),
-    "box": lambda rng: "[" + ", ".join(f"{value:.2f}" for value in np.sort(rng.random(4))) + "]",
+    "box": lambda rng: "[" + ", ".join(f"{value:.6f}" for value in np.sort(rng.random(4))) + "]",
     "rgb": lambda rng: str(rng.integers(0, 256, 3).tolist()),
     "text": lambda rng: "".join(rng.choice(list("abcdefghij"), rng.integers(2, 16))),
     "class": lambda rng: str(rng.choice(["left", "right", "above", "below"])),
