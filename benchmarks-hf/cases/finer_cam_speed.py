@@ -121,8 +121,8 @@ def load_grad_cam() -> Any:
     return pytorch_grad_cam
 
 
-def build_ways(name: str, batch_size: int, grad_cam: Any) -> dict[str, Callable[[], Any]]:
-    """Everything that is timed, each as a function without arguments, after it was checked."""
+def build_ways(name: str, batch_size: int, grad_cam: Any) -> tuple[dict[str, Callable[[], Any]], float]:
+    """Everything that is timed, each as a function without arguments, after it was checked; and MiB of the weights."""
     torch.manual_seed(0)
     make, layer_name, num_prefix = MODELS[name]
     model = make().eval()
@@ -159,7 +159,7 @@ def build_ways(name: str, batch_size: int, grad_cam: Any) -> dict[str, Callable[
         ways["grad_cam"] = lambda: theirs(x, alpha=0.6)
         if batch_size == 1 and name == "ViT-S/16":
             ways["grad_cam_5"] = lambda: [theirs(x, alpha=gamma) for gamma in GAMMAS]
-    return ways
+    return ways, sum(weight.nbytes for weight in model.parameters()) / 2**20
 
 
 def time_ways(ways: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -192,9 +192,9 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
     grad_cam, rows = load_grad_cam(), []
     for name in list(MODELS)[:1] if quick else MODELS:
         for batch_size in (1,) if quick else (1, 8):
-            ways = build_ways(name, batch_size, grad_cam)
+            ways, weights = build_ways(name, batch_size, grad_cam)
             samples = time_ways(ways, 1 if quick else ROUNDS[batch_size])
-            memory = {way: peak_mib(ways[way]) for way in ("forward", "finer_cam", "full_backward")}
+            growth = {way: peak_mib(ways[way]) for way in ("forward", "finer_cam", "full_backward")}
 
             def ratio(numerator: str, denominator: str, samples: dict[str, list[float]] = samples) -> float:
                 if numerator not in samples:
@@ -211,10 +211,12 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
                     "frozen backward / ours": ratio("frozen_backward", "finer_cam"),
                     "grad-cam / ours": ratio("grad_cam", "finer_cam"),
                     "grad-cam / ours, five gammas": ratio("grad_cam_5", "finer_cam_5"),
-                    "memory, ours / forward": memory["finer_cam"] / memory["forward"],
-                    "memory, full / forward": memory["full_backward"] / memory["forward"],
+                    "memory, ours / forward": (weights + growth["finer_cam"]) / (weights + growth["forward"]),
+                    "memory, full / forward": (weights + growth["full_backward"]) / (weights + growth["forward"]),
+                    "growth, ours / forward": growth["finer_cam"] / growth["forward"],
+                    "growth, full / forward": growth["full_backward"] / growth["forward"],
                     "forward_cpu_s": float(np.median(samples["forward"])),
-                    "samples": {**samples, "peak_mib": memory},
+                    "samples": {**samples, "growth_mib": growth, "weights_mib": weights},
                 }
             )
     return rows

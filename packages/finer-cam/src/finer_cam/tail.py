@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from finer_cam.layers import first_tensor, has_compiled_parts, read_logits, replace_first_tensor
 
@@ -87,11 +90,57 @@ def check_parameters(model: nn.Module) -> None:
         )
 
 
+class _SparseLinear(torch.autograd.Function):
+    """A linear layer whose backward leaves out the rows without a gradient, and the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return F.linear(inputs, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        flat = gradient.flatten(0, -2)
+        rows = flat.any(dim=1).nonzero()[:, 0]
+        if 2 * len(rows) > len(flat):
+            return gradient @ weight, None, None
+        found = flat.new_zeros(len(flat), weight.shape[1]).index_copy_(0, rows, flat[rows] @ weight)
+        return found.unflatten(0, gradient.shape[:-1]), None, None
+
+
+class SparseBackward(TorchFunctionMode):
+    """Makes the plain linear layers of a recorded forward sparse in the backward.
+
+    Where a model reads its CLS token only, all other rows behind the last attention have a gradient of zero: most of
+    the arithmetic of a dense backward.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and torch.is_grad_enabled() and not kwargs and _is_plain(args):
+            return _SparseLinear.apply(args[0], args[1].detach(), args[2] if len(args) > 2 else None)  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+def _is_plain(args: Any) -> bool:
+    """Whether a linear layer has ordinary weights and an input `(..., N, D)` with a gradient, outside autocast."""
+    inputs, weight = args[:2]
+    return (
+        type(inputs) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
+        and inputs.ndim > 2
+        and inputs.requires_grad
+        and not torch.is_autocast_enabled(inputs.device.type)
+    )
+
+
 def call_model(model: nn.Module, pixel_values: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Returns the logits `(B, C)`; a single logit becomes the two of classes 0 and 1."""
     parameters = inspect.signature(model.forward).parameters
     takes_name = "pixel_values" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    output = model(pixel_values=pixel_values, **kwargs) if takes_name else model(pixel_values, **kwargs)
+    with SparseBackward():
+        output = model(pixel_values=pixel_values, **kwargs) if takes_name else model(pixel_values, **kwargs)
     logits = read_logits(output)
     return torch.cat([-logits / 2, logits / 2], dim=1) if logits.shape[1] == 1 else logits
 
