@@ -40,7 +40,7 @@ class Masked(nn.Module):
 
 
 def main() -> None:
-    args = parse_args(NAME, steps=200)
+    args = parse_args(NAME, steps=1_500)
     torch.set_num_threads(1)
     images = torch.cat([load_rows(world, ["key"])[0] for world in ("creatures", "scenes")])
 
