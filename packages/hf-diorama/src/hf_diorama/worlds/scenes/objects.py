@@ -10,6 +10,7 @@ from PIL import Image
 from hf_diorama.draws import Draws
 from hf_diorama.worlds.base import RowKey
 from hf_diorama.worlds.scenes.palette import COLORS, RGB, distance, draw_shade, srgb_to_lab
+from hf_diorama.worlds.scenes.picture import Picture, annotate
 from hf_diorama.worlds.scenes.shapes import SHAPES, draw_coverage, unit_area
 from hf_diorama.worlds.scenes.surfaces import TEXTURES, Pixels, draw_background, draw_texture
 
@@ -17,7 +18,7 @@ MAX_OBJECTS = 9
 INK = (0.10, 0.20)  # share of the image that all objects cover together, whatever their number and shape
 CONTRAST = 90  # wanted distance of an object's colour to the background under it
 TILT = 20.0  # largest rotation in degrees
-
+GAP = 0.5  # smallest distance of two columns, in shares of an even spacing
 
 _Disc = tuple[float, float, float]  # x, y and radius, in images
 
@@ -52,36 +53,58 @@ def _is_clear(background: Pixels, rgb: RGB, x: float, y: float, radius: float) -
     return distance(tuple(mean.tolist()), rgb) >= CONTRAST
 
 
-def _overlap(a: _Disc, b: _Disc) -> bool:
+def _is_overlapping(a: _Disc, b: _Disc) -> bool:
     """Whether two bounding circles overlap by more than 0.3 of the smaller radius."""
     return math.sqrt((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) < a[2] + b[2] - 0.3 * min(a[2], b[2])
+
+
+def _columns(units: list[float], radii: list[float]) -> list[float]:
+    """Returns where objects stand from left to right, given sorted numbers in [0, 1), or nothing if they do not fit.
+
+    One or two stand as the numbers fall, and are drawn anew if they are too close. For more that would hardly ever
+    come out well, and the smallest gap is built in.
+    """
+    if len(units) <= 2:
+        return [radius + unit * (1 - 2 * radius) for unit, radius in zip(units, radii, strict=True)]
+    gap = GAP / len(units)
+    slack = 1 - 2 * max(radii) - gap * (len(units) - 1)
+    return [max(radii) + unit * slack + gap * place for place, unit in enumerate(units)] if slack >= 0 else []
+
+
+def _find_room(
+    draws: Draws, item: _Object, radius: float, column: float | None, placed: list[_Disc], gap: float, below: Pixels
+) -> _Disc | None:
+    """Returns a disc for the object among those placed, in its column if it has one, or None after 24 attempts."""
+    for attempt in range(24):
+        x = radius + draws.unit() * (1 - 2 * radius) if column is None else column
+        y = radius + draws.unit() * (1 - 2 * radius)
+        if column is not None and placed and x - placed[-1][0] < gap:
+            continue
+        if any(_is_overlapping((x, y, radius), other) for other in placed):
+            continue
+        if attempt < 8 and not _is_clear(below, item.rgb, x, y, radius):
+            continue
+        return x, y, radius
+    return None
 
 
 def _place(draws: Draws, objects: list[_Object], background: Pixels, ordered: bool) -> list[_Disc]:
     """Returns centre and radius of each object, in images: inside the image, overlapping a little at most.
 
     If `ordered`, the objects stand from left to right, neighbours half of an even spacing apart at least. Objects for
-    which no room is found are all made smaller.
+    which no room is found are all made smaller. That ends: discs whose radius is half of the gap fit into any columns.
     """
     scale = 1.0
     while True:
-        columns = sorted(draws.unit() for _ in objects)
+        radii = [item.radius * scale for item in objects]
+        units = sorted(draws.unit() for _ in objects)
+        columns = _columns(units, radii) if ordered else [None] * len(objects)
         placed: list[_Disc] = []
-        for column, item in zip(columns, objects, strict=True):
-            radius = item.radius * scale
-            for attempt in range(24):
-                x = radius + (column if ordered else draws.unit()) * (1 - 2 * radius)
-                y = radius + draws.unit() * (1 - 2 * radius)
-                if ordered and placed and x - placed[-1][0] < 0.5 / len(objects):
-                    continue
-                if any(_overlap((x, y, radius), other) for other in placed):
-                    continue
-                if attempt < 8 and not _is_clear(background, item.rgb, x, y, radius):
-                    continue
-                placed.append((x, y, radius))
+        for item, radius, column in zip(objects, radii, columns, strict=False):
+            disc = _find_room(draws, item, radius, column, placed, GAP / len(objects), background)
+            if disc is None:
                 break
-            else:
-                break
+            placed.append(disc)
         if len(placed) == len(objects):
             return placed
         scale *= 0.97
@@ -118,40 +141,35 @@ def render_objects(
     scene_type, background = draw_background(image_size, key.draws("background"), avoid, photos, photo_ratio)
     places = _place(draws, objects, background, ordered=pinned is not None)
 
-    image = Image.fromarray(background)
-    labels = np.zeros((image_size, image_size), np.uint8)
-    full_areas = []
-    for index, (item, (x, y, radius)) in enumerate(zip(objects, places, strict=True)):
+    picture = Picture(background)
+    for label, (item, (x, y, radius)) in enumerate(zip(objects, places, strict=True), start=1):
         left, top = math.floor((x - radius) * image_size), math.floor((y - radius) * image_size)
         side = math.ceil(2 * radius * image_size) + 2
         center = (x * image_size - left, y * image_size - top)
         coverage = draw_coverage(item.shape, center, radius * image_size, item.degrees, side)
         period = max(2, round(radius * image_size / 4))
-        image.paste(draw_texture(item.texture, side, item.rgb, period, draws), (left, top), coverage)
-        inside = np.asarray(coverage)[: image_size - top, : image_size - left] >= 128
-        labels[top : top + side, left : left + side][inside] = index + 1
-        full_areas.append(int(inside.sum()))
+        fill = draw_texture(item.texture, side, item.rgb, period, draws)
+        box = (
+            0,
+            0,
+            min(side, image_size - left),
+            min(side, image_size - top),
+        )  # an object has no pixel beyond the rim
+        picture.paste(fill.crop(box), coverage.crop(box), (left, top), label)
     return {
-        "image": image,
-        "mask": Image.fromarray(labels),
+        "image": picture.image,
+        "mask": Image.fromarray(picture.labels),
         "scene_type": scene_type,
-        "objects": [_annotate(item, labels == index + 1, full_areas[index]) for index, item in enumerate(objects)],
-    }
-
-
-def _annotate(item: _Object, visible: np.ndarray[Any, np.dtype[np.bool_]], full_area: int) -> dict[str, Any]:
-    rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
-    return {
-        "category": item.shape,
-        "subcategory": "",
-        "color_srgb": list(item.rgb),
-        "color_lab": list(srgb_to_lab(item.rgb)),
-        "color_name": item.color_name,
-        "texture": item.texture,
-        "size": math.sqrt(full_area),
-        "position": None,
-        "distance": None,
-        "azimuth": None,
-        "bbox": [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1],
-        "occlusion": 1 - int(visible.sum()) / full_area,
+        "objects": [
+            annotate(
+                picture,
+                label,
+                item.shape,
+                color_srgb=list(item.rgb),
+                color_lab=list(srgb_to_lab(item.rgb)),
+                color_name=item.color_name,
+                texture=item.texture,
+            )
+            for label, item in enumerate(objects, start=1)
+        ],
     }
