@@ -57,6 +57,18 @@ def split_posargs(session: nox.Session) -> tuple[list[str], list[str]]:
     return dists or list(PROJECTS), rest
 
 
+def select_options(script: Path, options: list[str]) -> list[str]:
+    """Those options, with their values, that a script declares."""
+    declared = script.read_text(encoding="utf-8")
+    chosen, is_declared = [], False
+    for option in options:
+        if option.startswith("--"):
+            is_declared = f'add_argument("{option.split("=")[0]}"' in declared
+        if is_declared:
+            chosen.append(option)
+    return chosen
+
+
 def python(session: nox.Session, *args: str) -> None:
     """Run Python of the shared environment."""
     session.run(str(DEV / "python"), *args, external=True, env=ONE_THREAD)
@@ -168,9 +180,12 @@ def demo(session: nox.Session) -> None:
     present = {dist: script for dist, script in scripts.items() if (ROOT / script).exists()}
     if not present:
         session.error(f"expected packages/<package>/examples/demo.py, but {', '.join(dists)} has none")
+    taken = {dist: select_options(ROOT / script, options) for dist, script in present.items()}
+    if unknown := [option for option in options if not any(option in some for some in taken.values())]:
+        session.error(f"expected options that a demo of {', '.join(present)} has, got {' '.join(unknown)}")
     for dist, script in present.items():
         shutil.rmtree(ROOT / "demo" / dist, ignore_errors=True)
-        python(session, script, "--out", f"demo/{dist}", *options)
+        python(session, script, "--out", f"demo/{dist}", *taken[dist])
     python(session, "docs/demo/page.py", "demo", *present)
 
 
@@ -178,4 +193,5 @@ def demo(session: nox.Session) -> None:
 def bench(session: nox.Session) -> None:
     """Run a benchmark, write its results and plot them. `nox -s bench -- diorama_render`."""
     python(session, "benchmarks-hf/run.py", *session.posargs)
-    python(session, "benchmarks-hf/plot.py")
+    if "--quick" not in session.posargs:
+        python(session, "benchmarks-hf/plot.py")

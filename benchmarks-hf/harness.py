@@ -107,7 +107,9 @@ def describe_run() -> dict[str, Any]:
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "HEAD") or None,
-        "dirty": bool(_git("status", "--porcelain", "--", ".", ":!benchmarks-hf/results")),
+        "dirty": bool(
+            _git("status", "--porcelain", "--", ".", *(f":!benchmarks-hf/{made}" for made in ("results", "figures")))
+        ),
         "python": platform.python_version(),
         "versions": {dist: version for dist in DISTRIBUTIONS if (version := _version(dist))},
         "platform": platform.platform(),

@@ -1,4 +1,4 @@
-"""Asks llava-nano about several images with the full cache, and with 20 and 10 percent of it.
+"""Asks llava-nano about several images with the full cache, and with 20 and 10 percent of it: ours, and MEDA's.
 
     python packages/meda-cache/examples/demo.py --out demo/meda-cache
     python packages/meda-cache/examples/demo.py --out demo/meda-cache --data-dir DIR
@@ -24,7 +24,14 @@ import hf_diorama
 from hf_diorama.questions import build_prompt
 from meda_cache import MedaCache, attach
 
-KEEP_RATIOS = (1.0, 0.2, 0.1)
+CACHES: dict[str, dict[str, Any]] = {  # what each is called, and its options; the full cache has none
+    "full cache": {},
+    "keep_ratio 0.2": {"keep_ratio": 0.2},
+    "keep_ratio 0.1": {"keep_ratio": 0.1},
+    "meda, keep_ratio 0.2": {"keep_ratio": 0.2, "preset": "meda"},
+}
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SEED = 2_000  # of held-out questions that nobody looked at while llava-nano was trained
 MAX_NEW_TOKENS = 48
 SHOWN = 5  # answers printed
 
@@ -44,21 +51,18 @@ def load_photos(data_dir: str) -> datasets.Dataset:
     return photos
 
 
-def check_classes(photos: datasets.Dataset, processor: Any) -> None:
-    """Raises for classes that llava-nano has no word for."""
+def check_classes(photos: datasets.Dataset) -> None:
+    """Raises for classes that llava-nano was not taught."""
     names = getattr(photos.features["label"], "names", sorted(set(map(str, photos["label"][:]))))
-    if unknown := [name for name in names if name not in processor.tokenizer.get_vocab()]:
+    if unknown := [name for name in names if name not in CIFAR10_CLASSES]:
         raise ValueError(f"expected photos of the classes of CIFAR-10, which llava-nano knows, got {unknown[:5]}")
 
 
-def answer(model: Any, processor: Any, row: dict[str, Any], keep_ratio: float) -> dict[str, Any]:
+def answer(model: Any, processor: Any, row: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Returns the answer to one question, what the cache holds after it, and what it keeps of the images."""
     prompt = build_prompt(row["num_images"], row["question"])
     inputs = processor(images=row["images"], text=prompt, return_tensors="pt")
-    if keep_ratio == 1:
-        cache: Any = DynamicCache(config=model.config)
-    else:
-        cache = MedaCache(model.config, keep_ratio=keep_ratio)
+    cache: Any = MedaCache(model.config, **options) if options else DynamicCache(config=model.config)
     output = model.generate(**inputs, past_key_values=cache, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
     prompt_length = inputs["input_ids"].shape[1]
     text = processor.decode(output[0, prompt_length:], skip_special_tokens=True).strip()
@@ -68,7 +72,7 @@ def answer(model: Any, processor: Any, row: dict[str, Any], keep_ratio: float) -
         "is_right": text == row["answer"],
         "stored_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
     }
-    if keep_ratio < 1:
+    if options:
         found["layers"] = cache.stats().to_dict()["layers"]
         found["kept"] = count_kept_patches(cache, inputs["input_ids"][0] == model.config.image_token_id)
     return found
@@ -84,19 +88,19 @@ def count_kept_patches(cache: MedaCache, visual_mask: torch.Tensor) -> list[floa
     return (kept / (len(layers) * layers[0].positions.shape[1]))[visual_mask].tolist()
 
 
-def summarise(rows: list[dict[str, Any]], found: list[dict[str, Any]], keep_ratio: float) -> dict[str, Any]:
-    """Returns the numbers of one keep ratio: exact match in all and by kind, bytes, and what each layer keeps."""
+def summarise(rows: list[dict[str, Any]], found: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Returns the numbers of one cache: exact match in all and by kind, bytes, and what each layer keeps."""
     by_kind = defaultdict(list)
     for row, one in zip(rows, found, strict=True):
         by_kind[row["kind"]].append(one["is_right"])
     result: dict[str, Any] = {
-        "keep_ratio": keep_ratio,
+        "name": name,
         "num_questions": len(found),
         "exact_match": sum(one["is_right"] for one in found) / len(found),
         "exact_match_by_kind": {kind: sum(right) / len(right) for kind, right in by_kind.items()},
         "stored_bytes": sum(one["stored_bytes"] for one in found) / len(found),
     }
-    if keep_ratio < 1:
+    if "layers" in found[0]:
         result["layers"] = [
             {
                 name: sum(one["layers"][number][name][0] for one in found) / len(found)
@@ -108,12 +112,11 @@ def summarise(rows: list[dict[str, Any]], found: list[dict[str, Any]], keep_rati
 
 
 def ask_all(model: Any, processor: Any, rows: list[dict[str, Any]], title: str) -> tuple[dict[str, Any], list[Any]]:
-    """Returns the numbers of all keep ratios for one set of questions, and every single answer."""
+    """Returns the numbers of all caches for one set of questions, and every single answer."""
     settings, answers = [], []
-    for keep_ratio in KEEP_RATIOS:
-        label = f"{title}, " + ("full cache" if keep_ratio == 1 else f"keep_ratio {keep_ratio}")
-        answers.append([answer(model, processor, row, keep_ratio) for row in tqdm(rows, desc=label)])
-        settings.append(summarise(rows, answers[-1], keep_ratio))
+    for name, options in CACHES.items():
+        answers.append([answer(model, processor, row, options) for row in tqdm(rows, desc=f"{title}, {name}")])
+        settings.append(summarise(rows, answers[-1], name))
     chance = {kind: [row["chance"] for row in rows if row["kind"] == kind] for kind in {row["kind"] for row in rows}}
     by_kind = {kind: sum(values) / len(values) for kind, values in sorted(chance.items())}
     overall = sum(row["chance"] for row in rows) / len(rows)
@@ -132,12 +135,12 @@ def main() -> None:
     path = hf_diorama.model_path("llava-nano")
     processor = AutoProcessor.from_pretrained(path)
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
-    common = {"split": "heldout", "num_images": args.num_images}
+    common = {"split": "heldout", "seed": SEED, "num_images": args.num_images}
     try:
         sets = {"rendered images": list(hf_diorama.multi_image_questions(args.num_questions, **common))}
         if args.data_dir:
             photos = load_photos(args.data_dir)
-            check_classes(photos, processor)
+            check_classes(photos)
             sets["real photos"] = list(hf_diorama.multi_image_questions(args.num_questions, photos=photos, **common))
     except (ValueError, OSError) as error:
         sys.exit(f"demo: {error}")
@@ -152,9 +155,8 @@ def main() -> None:
     for result in results:
         full = result["settings"][0]
         for setting in result["settings"]:
-            cache = "full cache" if setting["keep_ratio"] == 1 else f"keep_ratio {setting['keep_ratio']}"
             share = setting["stored_bytes"] / full["stored_bytes"]
-            summary[f"{result['title']}, {cache}"] = (
+            summary[f"{result['title']}, {setting['name']}"] = (
                 f"{setting['exact_match']:.1%} of {setting['num_questions']} exact (chance {result['chance']:.1%}), "
                 f"{setting['stored_bytes'] / 1024:.0f} KiB a question = {share:.0%}"
             )
@@ -175,13 +177,13 @@ def print_answers(result: dict[str, Any], rows: list[dict[str, Any]], answers: l
     """Prints some answers, and what each layer keeps."""
     for index, row in list(enumerate(rows))[:SHOWN]:
         given = ", ".join(
-            f"{setting['keep_ratio']}: {one[index]['answer']!r}"
+            f"{setting['name']}: {one[index]['answer']!r}"
             for setting, one in zip(result["settings"], answers, strict=True)
         )
-        print(f"  {row['question']} {row['answer']!r}; with keep_ratio {given}")
+        print(f"  {row['question']} {row['answer']!r}; {given}")
     for setting in result["settings"][1:]:
         kept = "; ".join(f"{layer['kept_text']:.1f} + {layer['kept_visual']:.1f}" for layer in setting["layers"])
-        print(f"  keep_ratio {setting['keep_ratio']}, text + visual tokens kept by layer: {kept}")
+        print(f"  {setting['name']}, text + visual tokens kept by layer: {kept}")
 
 
 if __name__ == "__main__":

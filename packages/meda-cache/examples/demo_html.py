@@ -13,8 +13,9 @@ SIDE = 112  # pixels of a shown image
 INTRODUCTION = """
 <p><code>llava-nano</code> reads several images and a question, with its whole KV cache and with a
 <code>MedaCache</code>. The cache keeps 20 or 10 percent of the prompt with its default preset: each layer and head
-keeps the last tokens, and of every image and of the text those that are most attended. A patch is drawn as bright as
-the share of layers and heads that keep its visual token.</p>
+keeps the last tokens, and of every image and of the text those that are most attended. The paper's preset,
+<code>meda</code>, gives layers of higher cross-modal entropy more, and merges what it evicts into what it keeps. A
+patch is drawn as bright as the share of layers and heads that keep its visual token.</p>
 """
 
 
@@ -34,10 +35,6 @@ def _pick(rows: list[dict[str, Any]]) -> list[int]:
     return sorted(first.values())[:SHOWN]
 
 
-def _name(setting: dict[str, Any]) -> str:
-    return "full cache" if setting["keep_ratio"] == 1 else f"keep_ratio {setting['keep_ratio']}"
-
-
 def _table(result: dict[str, Any]) -> str:
     kinds = list(result["chance_by_kind"])
     head = "".join(f"<th>{escape(kind)}</th>" for kind in ("cache", "KiB", "exact match", *kinds))
@@ -46,7 +43,7 @@ def _table(result: dict[str, Any]) -> str:
         numbers = [setting["exact_match"], *(setting["exact_match_by_kind"][kind] for kind in kinds)]
         cells = "".join(f'<td class="number">{number:.0%}</td>' for number in numbers)
         size = f'<td class="number">{setting["stored_bytes"] / 1024:.1f}</td>'
-        lines.append(f"<tr><td>{_name(setting)}</td>{size}{cells}</tr>")
+        lines.append(f"<tr><td>{setting['name']}</td>{size}{cells}</tr>")
     chance = [result["chance"], *(result["chance_by_kind"][kind] for kind in kinds)]
     cells = "".join(f'<td class="number">{number:.0%}</td>' for number in chance)
     lines.append(f'<tr><td>chance</td><td class="number"></td>{cells}</tr>')
@@ -58,11 +55,11 @@ def _table(result: dict[str, Any]) -> str:
 
 def _budgets(result: dict[str, Any]) -> str:
     """Returns bars: tokens that each layer keeps, text and visual."""
-    settings = [setting for setting in result["settings"] if setting["keep_ratio"] < 1]
+    settings = [setting for setting in result["settings"] if "layers" in setting]
     widest = max(layer["budget"] for setting in settings for layer in setting["layers"])
     rows = []
     for setting in settings:
-        rows.append(f'<tr><th colspan="3">{_name(setting)}</th></tr>')
+        rows.append(f'<tr><th colspan="3">{setting["name"]}</th></tr>')
         for number, layer in enumerate(setting["layers"]):
             bars = "".join(
                 f'<span style="display:inline-block;height:.9em;width:{12 * layer[key] / widest:.2f}em;'
@@ -76,7 +73,7 @@ def _budgets(result: dict[str, Any]) -> str:
 
 def _example(row: dict[str, Any], answers: list[dict[str, Any]], settings: list[dict[str, Any]]) -> str:
     lines = [
-        f"<tr><td>{_name(setting)}</td><td>{escape(one['answer'])} {'✓' if one['is_right'] else '✗'}</td></tr>"
+        f"<tr><td>{setting['name']}</td><td>{escape(one['answer'])} {'✓' if one['is_right'] else '✗'}</td></tr>"
         for setting, one in zip(settings, answers, strict=True)
     ]
     figures = []
@@ -87,7 +84,7 @@ def _example(row: dict[str, Any], answers: list[dict[str, Any]], settings: list[
             _image(image, kept[number * per_image : (number + 1) * per_image] if kept else None, number + 1)
             for number, image in enumerate(row["images"])
         )
-        figures.append(f"<figure>{images}<figcaption>{_name(setting)}</figcaption></figure>")
+        figures.append(f"<figure>{images}<figcaption>{setting['name']}</figcaption></figure>")
     question = f"<p><b>{escape(row['question'])}</b> (right: {escape(row['answer'])})</p>"
     return f"{question}<table>{''.join(lines)}</table>{''.join(figures)}"
 
