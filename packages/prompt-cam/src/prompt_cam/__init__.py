@@ -13,7 +13,8 @@ from prompt_cam.functional import (
     shapley_values,
     smooth_maps,
 )
-from prompt_cam.modeling_prompt_cam import PromptCAMForImageClassification, PromptCAMOutput, get_prompt_cam_model
+from prompt_cam.modeling_prompt_cam import PromptCAMForImageClassification, get_prompt_cam_model
+from prompt_cam.output import PromptCAMOutput
 from prompt_cam.ranking import HeadRanking
 
 __version__ = "0.1.0"

@@ -19,7 +19,7 @@ from prompt_cam.configuration_prompt_cam import PromptCAMConfig
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 
 
-def write_adapter(folder: Path, config: PromptCAMConfig, tensors: dict[str, torch.Tensor]) -> None:
+def save_adapter(folder: Path, config: PromptCAMConfig, tensors: dict[str, torch.Tensor]) -> None:
     """Writes an adapter folder; each file is whole or not there."""
     if folder.is_file():
         raise ValueError(f"Expected a folder to save to, but {folder} is a file.")
@@ -44,11 +44,11 @@ def upload_adapter(
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
-        write_adapter(Path(folder), config, tensors)
+        save_adapter(Path(folder), config, tensors)
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload Prompt-CAM adapter"))
 
 
-def read_adapter(name_or_path: str | os.PathLike[str], **hub: Any) -> tuple[PromptCAMConfig, dict[str, torch.Tensor]]:
+def load_adapter(name_or_path: str | os.PathLike[str], **hub: Any) -> tuple[PromptCAMConfig, dict[str, torch.Tensor]]:
     """Returns options and tensors of an adapter folder, or of a repository on the Hub.
 
     Raises:
@@ -73,7 +73,7 @@ def read_adapter(name_or_path: str | os.PathLike[str], **hub: Any) -> tuple[Prom
         raise ValueError(f"{folder / WEIGHTS_NAME} is damaged: {error}.") from None
 
 
-def read_released_checkpoint(path: str | os.PathLike[str]) -> tuple[PromptCAMConfig, dict[str, torch.Tensor]]:
+def load_released_checkpoint(path: str | os.PathLike[str]) -> tuple[PromptCAMConfig, dict[str, torch.Tensor]]:
     """Returns options and tensors of a `model.pt` of the authors, whose backbone is left aside.
 
     The file is read by `torch.load(weights_only=True)`: nothing in it is executed. Its prompts are

@@ -5,11 +5,14 @@ otherwise, and everything behind it (output projection, MLP, norms, head) treats
 gives the attention and the values; each choice of blurred heads is then one token through the rest of the last layer.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 
+from prompt_cam.backbone import Backbone
+from prompt_cam.class_maps import Look
 from prompt_cam.functional import (
     ScoreFn,
     blur_weights,
@@ -18,9 +21,14 @@ from prompt_cam.functional import (
     remove_greedily,
     shapley_values,
 )
+from prompt_cam.last_attention import AttentionParts
+
+TAIL_TOKENS = 8192
+"""Tokens of a ranking that go through the last layer at once."""
 
 Ranking = Literal["greedy", "shapley", "leave_one_out"]
 RANKINGS = get_args(Ranking)
+ReadScores = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,39 @@ def mix_heads(
     return torch.einsum("brt,brtd->brd", attention.to(values.dtype), values), torch.einsum("t,brtd->brd", even, values)
 
 
-def rank(score_fn: ScoreFn, classes: torch.Tensor, logits: torch.Tensor, num_heads: int, ranking: str) -> HeadRanking:
+def rank_heads_of(
+    view: Backbone, look: Look, classes: torch.Tensor, read_scores: ReadScores, ranking: str, blur: str
+) -> HeadRanking:
+    """Returns the ranking of the last layer's heads for one class of each image.
+
+    Args:
+        view (`Backbone`): the backbone.
+        look (`Look`): what a forward pass left behind.
+        classes (`torch.LongTensor` of shape `(batch_size,)`): the class of each image.
+        read_scores (`Callable`): from tokens after the final norm, `(num_tokens, hidden_size)`, to scores.
+        ranking, blur (`str`): as in [`~PromptCAMForImageClassification.rank_heads`].
+    """
+    parts, given = AttentionParts(view.last_layer), look.given
+    attention = parts.attend(given, classes[:, None])[:, :, 0]
+    sharp, blurred = mix_heads(attention, parts.values(given), look.patches, blur)
+    prompt = given.hidden_states[torch.arange(len(classes), device=classes.device), classes]
+
+    def score_fn(is_blurred: torch.Tensor) -> torch.Tensor:
+        choose = is_blurred[..., None].to(sharp.device)  # (B, K, R, 1)
+        heads = torch.where(choose, blurred[:, None], sharp[:, None]).flatten(0, 1)
+        repeated = prompt[:, None].expand(-1, choose.shape[1], -1).flatten(0, 1)
+        after = [
+            view.final_norm(parts.run_tail(*chunk, given))
+            for chunk in zip(repeated.split(TAIL_TOKENS), heads.split(TAIL_TOKENS), strict=True)
+        ]
+        return read_scores(torch.cat(after)).view(choose.shape[:2]).float()
+
+    return rank_by_scores(score_fn, classes, look.logits, parts.num_heads, ranking)
+
+
+def rank_by_scores(
+    score_fn: ScoreFn, classes: torch.Tensor, logits: torch.Tensor, num_heads: int, ranking: str
+) -> HeadRanking:
     """Returns the ranking of heads for one class of each image.
 
     Args:
