@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hf_diorama.questions import KINDS, build_prompt, multi_image_questions
 
-HELDOUT_SEED = 1000  # of the split `heldout`, which no training and no tuning has seen; 0 was looked at on the way
+HELDOUT_SEED = 1000  # of the split `heldout`; 0 and the numbers of images after it were looked at on the way
 
 
 def wilson_interval(hits: int, n: int, z: float = 1.96) -> list[float]:

@@ -38,8 +38,10 @@ answer = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_specia
 
 The bar of its specification (90 percent over all kinds but photo at one to eight images, 80 at twelve) is {verdict}.
 
-Exact match of greedy answers with the full cache, split `heldout` (used in no training and no tuning), objects on
-rendered backgrounds and on photos of the CIFAR-10 test set. 95 percent score intervals in brackets; n questions a row.
+Exact match of greedy answers with the full cache, objects on rendered backgrounds and on photos of the CIFAR-10 test
+set, split `heldout`. {looks}
+The bar is held to the pooled number; single rows of five and more images may lie below it. 95 percent score intervals
+in brackets; n questions a row.
 
 | images | exact match, all kinds but photo | n | chance |
 |-|-|-|-|
@@ -68,7 +70,7 @@ By kind, percent. The column `1-8` pools one to eight images, with its interval;
   object that it names (layer 3, head 0), what is counted at the images that show it (layer 3, head 2); and words of
   the question that know the answer already. See `llava_nano_losses.py`.
 - Time: tower {tower_minutes:.0f} minutes on two shared cores, language model {minutes:.0f} CPU minutes on one ({cpu}).
-- Commands, in `packages/hf-diorama/training`:
+- Commit {commit}; commands, in `packages/hf-diorama/training`:
 
 ```
 python train_llava_nano_tower.py --photos CIFAR10_DIR --work-dir WORK
@@ -82,7 +84,7 @@ python evaluate_llava_nano.py --model MODEL --photos CIFAR10_DIR --output MODEL/
 
 - Questions must be worded as in `hf_diorama.questions`; other words become `<unk>`.
 - Shapes are mistaken more often than colors: {shape_one:.1%} against {color_one:.1%} right, one to eight images.
-- Two heads were shown where to look, as said above: what is asked about stands out more in their attention than it
+- Four heads were shown where to look, as said above: what is asked about stands out more in their attention than it
   would in a model trained on answers alone. Keep that in mind when attention decides what a cache keeps.
 - A dialogue of training has two to four turns; longer ones were never seen.
 - More than 16 images, or images with more than two objects, were never seen.
