@@ -1,7 +1,8 @@
 """Digits, a ConvNet: fine-tuning on 5 of 10 classes in a new domain, and what repairs the other 5.
 
 Source domain: scikit-learn's scans. Target domain: rotated, shrunk, less contrast, noise. Five seeds; each draws
-classes, splits, initial weights and batches. This file also holds the protocol of the other partial_tune experiments.
+classes, splits, initial weights and batches. Gradients are not clipped. This file also holds the protocol of the other
+partial_tune experiments.
 """
 
 import copy
@@ -33,6 +34,7 @@ from partial_tune.upstream import find_head
 NUM_SEEDS = 5
 T_975 = 2.776  # of Student's t with NUM_SEEDS - 1 degrees of freedom
 COLUMNS = ("Y/Y", "S/Y", "U/Y", "S/S", "U/U", "AUSUC", "NCM U/Y", "gamma")
+Rows = dict[str, dict[str, Any]]  # of one seed, by method: the columns, as fractions
 
 
 class Samples(Dataset[dict[str, Tensor]]):
@@ -54,14 +56,22 @@ class Samples(Dataset[dict[str, Tensor]]):
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One seed of one experiment: a source model, and target data of all classes for training and for the test."""
+    """One seed of one experiment: a source model, and data of all classes.
 
-    source: Callable[[], nn.Module]  # a fresh copy each time
+    Args:
+        source: makes a fresh copy of the source model.
+        train, test: target domain.
+        source_test: the test samples in the source domain.
+        options: of `PartialTuneArguments`.
+    """
+
+    source: Callable[[], nn.Module]
     train: Samples
     test: Samples
+    source_test: Samples
     partition: ClassPartition
     seed: int
-    options: dict[str, Any]  # of PartialTuneArguments
+    options: dict[str, Any]
     optimizer: tuple[type[torch.optim.Optimizer], dict[str, Any]]
     workers: int = 5
     rounds: int = 10
@@ -100,7 +110,15 @@ def tune(experiment: Experiment, method: str, *, all_classes: bool = False) -> t
     return model, trainer
 
 
-def measure(experiment: Experiment, model: nn.Module, *gammas: float) -> list[dict[str, float]]:
+def measure_source_domain(experiment: Experiment) -> dict[str, float | None]:
+    """The source model in its own domain; without NCM, whose class means are of the target domain."""
+    logits, labels, _ = collect(experiment.source(), DataLoader(experiment.source_test, batch_size=128))
+    found = group_accuracies(logits, labels, experiment.partition)
+    ausuc = seen_absent_sweep(logits, labels, experiment.partition).ausuc
+    return {name: {**found, "AUSUC": ausuc, "gamma": 0.0}.get(name) for name in COLUMNS}
+
+
+def measure(experiment: Experiment, model: nn.Module, *gammas: float) -> list[dict[str, float | None]]:
     """The columns of one row for no offset and for each offset, on the test set of the target domain."""
     partition = experiment.partition
     head = find_head(model, partition.num_classes)
@@ -114,22 +132,25 @@ def measure(experiment: Experiment, model: nn.Module, *gammas: float) -> list[di
     for gamma in (0.0, *gammas):
         found = group_accuracies(logits, labels, partition, gamma=gamma)
         row = {**found, "AUSUC": ausuc, "NCM U/Y": probe, "gamma": gamma}
-        rows.append({name: float(row[name] or 0.0) for name in COLUMNS})
+        rows.append({name: row[name] for name in COLUMNS})
     return rows
 
 
-def run_seed(experiment: Experiment, mix: Callable[[nn.Module, nn.Module], nn.Module]) -> dict[str, dict[str, float]]:
+def run_seed(experiment: Experiment, mix: Callable[[nn.Module, nn.Module], nn.Module]) -> Rows:
     """All rows of one seed."""
     partition, test = experiment.partition, DataLoader(experiment.test, batch_size=128)
-    rows = {"source": measure(experiment, experiment.source())[0]}
+    rows: Rows = {"source, own domain": measure_source_domain(experiment)}
+    rows["source"] = measure(experiment, experiment.source())[0]
     model, trainer = tune(experiment, "finetune")
-    gammas = {
-        "ALG": trainer.fit_calibrator("alg").gamma,
-        "ratio-PCV": trainer.fit_calibrator("pcv_ratio").gamma,
-        "oracle gamma": LogitCalibrator.fit(model, test, partition, "oracle").gamma,
+    estimates = {
+        "ALG": trainer.fit_calibrator("alg").estimate,
+        "ratio-PCV": trainer.fit_calibrator("pcv_ratio").estimate,
+        "oracle gamma": LogitCalibrator.fit(model, test, partition, "oracle").estimate,
     }
-    names = ["fine-tuned", *(f"fine-tuned + {name}" for name in gammas)]
-    rows |= dict(zip(names, measure(experiment, model, *gammas.values()), strict=True))
+    names = ["fine-tuned", *(f"fine-tuned + {name}" for name in estimates)]
+    gammas = [estimate.gamma for estimate in estimates.values()]
+    rows |= dict(zip(names, measure(experiment, model, *gammas), strict=True))
+    rows["fine-tuned + ratio-PCV"]["fallback"] = estimates["ratio-PCV"].details.get("fallback")
     middle = mix(experiment.source(), model)
     rows["interpolation 0.5"] = measure(experiment, middle)[0]
     frozen, _ = tune(experiment, "frozen_head")
@@ -140,13 +161,20 @@ def run_seed(experiment: Experiment, mix: Callable[[nn.Module, nn.Module], nn.Mo
     return rows
 
 
-def summarise(seeds: list[dict[str, dict[str, float]]], name: str) -> list[dict[str, Any]]:
-    """One row for each method: mean over seeds and half width of the 95 percent interval of each column."""
+def summarise(seeds: list[Rows], name: str) -> list[dict[str, Any]]:
+    """One row for each method: mean over seeds and half width of the 95 percent interval of each column.
+
+    `fell back` counts the seeds in which ratio-PCV could not be trusted and gave the offset of ALG.
+    """
     rows = []
-    for method in seeds[0]:
+    for method, first in seeds[0].items():
         row: dict[str, Any] = {"experiment": name, "method": method, "seeds": len(seeds)}
+        if "fallback" in first:
+            row["fell back"] = sum(seed[method]["fallback"] is not None for seed in seeds)
         for column in COLUMNS:
-            values = np.array([seed[method][column] for seed in seeds])
+            if first[column] is None:
+                continue
+            values = np.array([seed[method][column] for seed in seeds], dtype=np.float64)
             half = T_975 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) == NUM_SEEDS else float("nan")
             row |= {column: float(values.mean()), f"{column} +-": float(half)}
         rows.append({**row, "samples": [seed[method] for seed in seeds]})
@@ -178,10 +206,10 @@ class ConvNet(nn.Module):
 
 def jitter(images: Tensor) -> Tensor:
     """A little rotation, scale and translation, other for each image: the only augmentation, in training mode."""
-    count = len(images)
-    angle = (torch.rand(count) - 0.5) * 0.2
-    scale = 1 + (torch.rand(count) - 0.5) * 0.1
-    move = (torch.rand(count, 2) - 0.5) * 0.16
+    count, device = len(images), images.device
+    angle = (torch.rand(count, device=device) - 0.5) * 0.2
+    scale = 1 + (torch.rand(count, device=device) - 0.5) * 0.1
+    move = (torch.rand(count, 2, device=device) - 0.5) * 0.16
     top = torch.stack([scale * angle.cos(), -scale * angle.sin(), move[:, 0]], dim=1)
     bottom = torch.stack([scale * angle.sin(), scale * angle.cos(), move[:, 1]], dim=1)
     grid = nn.functional.affine_grid(torch.stack([top, bottom], dim=1), list(images.shape), align_corners=False)
@@ -216,6 +244,7 @@ def build_digits(seed: int) -> Experiment:
         source=lambda: copy.deepcopy(model),
         train=Samples(target[train_ids], labels[train_ids]),
         test=Samples(target[test_ids], labels[test_ids]),
+        source_test=Samples(images[test_ids], labels[test_ids]),
         partition=ClassPartition(tuple(map(str, range(10))), tuple(seen)),
         seed=seed,
         options={

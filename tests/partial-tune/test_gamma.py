@@ -132,3 +132,14 @@ def test_ratio_that_cannot_be_trusted_falls_back_to_the_gap(
     assert (estimate.gamma, estimate.method) == (6.0, "alg")
     assert reason in estimate.details["fallback"]
     assert "falls back to ALG" in caplog.text
+
+
+@pytest.mark.parametrize("gamma", [-0.5, 0.0])
+def test_gap_that_is_not_positive_is_replaced_by_the_offsets_of_the_splits(
+    gamma: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    alg = GammaEstimate(gamma=gamma, method="alg", num_samples=10, std=1.0)
+    estimate = combine_splits([split(3, 2), split(5, -1)], alg, ratio=True)
+    assert (estimate.gamma, estimate.method) == (4.0, "pcv")
+    assert "a ratio keeps its sign" in estimate.details["fallback"]
+    assert "falls back to PCV (gamma 4)" in caplog.text

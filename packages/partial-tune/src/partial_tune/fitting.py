@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset
 
 from partial_tune.gamma import GammaEstimate, GapCollector, PseudoSplit, run_pseudo_split
 from partial_tune.partition import ClassPartition
@@ -46,7 +46,16 @@ def run_splits(
     criterion: Criterion,
     value: float | None,
 ) -> list[PseudoSplit]:
-    """Returns the splits of pseudo cross-validation that found an offset."""
+    """Returns the splits of pseudo cross-validation that found an offset.
+
+    Raises:
+        ValueError: if the loader does not read its data set in order; the class of each sample is not known then.
+    """
+    if not isinstance(loader.sampler, SequentialSampler):
+        raise ValueError(
+            "Expected a loader that reads its whole data set for pseudo cross-validation, got one with a "
+            f"{type(loader.sampler).__name__}; give a loader over a `torch.utils.data.Subset` instead."
+        )
     labels = torch.cat([torch.as_tensor(require_labels(split_batch(batch)[2])).cpu() for batch in loader]).numpy()
     dataset = loader.dataset
 

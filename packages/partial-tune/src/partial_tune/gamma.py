@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,7 @@ from partial_tune.sweep import SweepState
 from partial_tune.validation import check_labels, check_logits
 
 logger = logging.getLogger(__name__)
-RATIO_RANGE = (
-    0.25,
-    4.0,
-)  # of a pseudo-model's best offset to its average logit gap, outside of which PCV is not trusted
+RATIO_RANGE = (0.25, 4.0)  # of a pseudo-model's best offset to its average logit gap; outside, it is not trusted
 HELD_OUT = 0.3  # of the pseudo-seen samples: on trained samples the seen accuracy, and with it gamma, would be biased
 MIN_SEEN_FOR_PCV = 4
 
@@ -268,31 +265,40 @@ def combine_splits(splits: list[PseudoSplit], alg: GammaEstimate, *, ratio: bool
     """Returns the mean offset of the splits, or the mean of their ratios times the real average logit gap.
 
     A pseudo-model has fewer classes and drifts more, so its offsets are too large for the real one: the ratio
-    transfers. Falls back to ALG, with a warning, where a ratio cannot be trusted or no split is left.
+    transfers. Where it cannot, the estimate is another one, with a warning and the reason in `details["fallback"]`:
+    the mean offset if the real gap is not positive, which no ratio mends; ALG if a pseudo-model's is not, if the ratio
+    is far from 1, or if no split is left.
     """
     details: dict[str, Any] = {
         "splits": [{"seen": list(split.seen), "gamma": split.gamma, "alg": split.alg} for split in splits],
         "alg": alg.gamma,
     }
-    reason = None
     if not splits:
-        reason = "no split has a valid operating point"
-    elif ratio and any(split.alg <= 0 for split in splits):
-        reason = "a pseudo-model has no positive logit gap"
-    elif ratio:
-        mean_ratio = float(np.mean([split.ratio for split in splits]))
-        details["ratio"] = mean_ratio
-        if not RATIO_RANGE[0] <= mean_ratio <= RATIO_RANGE[1]:
-            reason = f"the ratio {mean_ratio:.3g} is outside of [{RATIO_RANGE[0]}, {RATIO_RANGE[1]}]"
-    if reason is not None:
-        logger.warning("Pseudo cross-validation falls back to ALG (gamma %.4g): %s.", alg.gamma, reason)
-        return GammaEstimate(
-            gamma=alg.gamma,
-            method="alg",
-            num_samples=alg.num_samples,
-            std=alg.std,
-            details={**details, "fallback": reason},
+        return _fall_back(alg, details, "no split has a valid operating point")
+    raw = GammaEstimate(
+        gamma=float(np.mean([split.gamma for split in splits])),
+        method="pcv",
+        num_samples=alg.num_samples,
+        details=details,
+    )
+    if not ratio:
+        return raw
+    if alg.gamma <= 0:
+        return _fall_back(
+            raw, details, f"the model's average logit gap is {alg.gamma:.3g}, and a ratio keeps its sign"
         )
-    gamma = alg.gamma * details["ratio"] if ratio else float(np.mean([split.gamma for split in splits]))
-    method = "pcv_ratio" if ratio else "pcv"
-    return GammaEstimate(gamma=gamma, method=method, num_samples=alg.num_samples, details=details)
+    if any(split.alg <= 0 for split in splits):
+        return _fall_back(alg, details, "a pseudo-model has no positive logit gap")
+    mean_ratio = float(np.mean([split.ratio for split in splits]))
+    details["ratio"] = mean_ratio
+    if not RATIO_RANGE[0] <= mean_ratio <= RATIO_RANGE[1]:
+        return _fall_back(
+            alg, details, f"the ratio {mean_ratio:.3g} is outside of [{RATIO_RANGE[0]}, {RATIO_RANGE[1]}]"
+        )
+    return replace(raw, gamma=alg.gamma * mean_ratio, method="pcv_ratio")
+
+
+def _fall_back(estimate: GammaEstimate, details: dict[str, Any], reason: str) -> GammaEstimate:
+    name = estimate.method.upper()
+    logger.warning("Pseudo cross-validation falls back to %s (gamma %.4g): %s.", name, estimate.gamma, reason)
+    return replace(estimate, details={**details, "fallback": reason})

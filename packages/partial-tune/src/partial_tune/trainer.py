@@ -14,11 +14,8 @@ from transformers.trainer_utils import TrainOutput
 from partial_tune.arguments import PartialTuneArguments
 from partial_tune.attachment import check_labels_of, check_uncalibrated
 from partial_tune.calibrator import LogitCalibrator
-from partial_tune.lolsgd import (
-    default_drop,
-    draw_classes,
-    freeze_lora_a,
-)
+from partial_tune.lolsgd import default_drop, draw_classes, freeze_lora_a
+from partial_tune.lolsgd_loop import build_loader, run_lolsgd
 from partial_tune.partition import ClassPartition, check_same_labels
 from partial_tune.regularization import (
     distillation_loss,
@@ -87,6 +84,7 @@ class PartialTuneTrainer(Trainer):
         self.partition, self.source_model = partition, source_model
         self._worker_step: int | None = None  # of the present worker, in LOLSGD
         self._train_labels = check_training_data(kwargs.get("train_dataset"), partition)
+        self._has_own_optimizer = any(item is not None for item in kwargs.get("optimizers", ()))
         if args.distill_weight and source_model is None:
             raise ValueError("Expected `source_model` (the frozen teacher) for `distill_weight` > 0, got None.")
         freeze_for_batch_norm_policy(model, args.bn)  # type: ignore[arg-type]
@@ -107,30 +105,48 @@ class PartialTuneTrainer(Trainer):
     def fit_calibrator(self, method: str | float = "alg", **kwargs: Any) -> LogitCalibrator:
         """Returns the calibrator of the model as it is now, fitted on the training data in evaluation mode.
 
-        `"pcv"` and `"pcv_ratio"` fine-tune copies of `source_model` with the same arguments.
+        `"pcv"` and `"pcv_ratio"` fine-tune copies of `source_model` on some of the seen classes, with the same
+        arguments, collator, loss and optimizer class; callbacks are not run.
 
         Args:
             method (`str` or `float`, defaults to `"alg"`): as in `LogitCalibrator.fit`.
             kwargs: as in `LogitCalibrator.fit`.
+
+        Raises:
+            ValueError: as `LogitCalibrator.fit`; for pseudo cross-validation without `source_model`, or with
+                `optimizers=`, which cannot be made anew.
         """
         kwargs = {"fine_tune": self._fine_tune_copy, "seed": self.args.seed, **kwargs}
         model: Any = self.model
-        return LogitCalibrator.fit(model, self.get_train_dataloader(), self.partition, method, **kwargs)
+        loader = self.get_train_dataloader() if self._train_labels is None else build_loader(self, None)
+        return LogitCalibrator.fit(model, loader, self.partition, method, **kwargs)
 
     def _fine_tune_copy(self, dataset: Dataset[Any]) -> nn.Module:
+        """A copy of the source model, fine-tuned like this one on data of some of the seen classes."""
         if self.source_model is None:
             raise ValueError("Expected `source_model`, from which pseudo cross-validation starts, got None.")
+        if self._has_own_optimizer:
+            raise ValueError(
+                "Expected an optimizer that can be made anew for pseudo cross-validation, got `optimizers=`; pass "
+                "`optimizer_cls_and_kwargs=` and `lr_scheduler_type`."
+            )
+        seen = np.unique(read_sample_labels(dataset)).tolist()
         args = copy.copy(self.args)
+        if args.drop is not None:
+            args.drop = min(len(seen) - 1, round(args.drop * len(seen) / len(self.partition.seen)))
+        args.save_strategy, args.eval_strategy, args.report_to = "no", "no", []
+        args.push_to_hub = args.eval_on_start = args.load_best_model_at_end = False
         model = copy.deepcopy(self.source_model).to(args.device)
         with tempfile.TemporaryDirectory() as folder:
-            args.output_dir, args.save_strategy, args.eval_strategy, args.report_to = folder, "no", "no", []
+            args.output_dir = folder
             trainer = PartialTuneTrainer(
                 model,
                 args,
-                partition=self.partition,
+                partition=ClassPartition(self.partition.names, tuple(seen)),
                 source_model=self.source_model,
                 train_dataset=dataset,
                 data_collator=self.data_collator,
+                compute_loss_func=self.compute_loss_func,
                 optimizer_cls_and_kwargs=self.optimizer_cls_and_kwargs,
             )
             trainer.train()
@@ -196,8 +212,6 @@ class PartialTuneTrainer(Trainer):
     ) -> TrainOutput:
         if self.args.method != "lolsgd":
             return super()._inner_training_loop(batch_size, args, resume_from_checkpoint, trial, ignore_keys_for_eval)
-        from partial_tune.lolsgd_loop import run_lolsgd
-
         return run_lolsgd(self, resume_from_checkpoint, ignore_keys_for_eval)
 
 
