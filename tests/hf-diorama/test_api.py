@@ -1,5 +1,6 @@
 """Spec section 1: names, splits, determinism, streaming, sharding and what is refused."""
 
+import json
 import subprocess
 import sys
 from itertools import islice
@@ -10,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 from datasets.distributed import split_dataset_by_node
+from PIL import Image
 
 import hf_diorama as dio
 from hf_diorama.draws import SPLITS
@@ -142,6 +144,27 @@ def test_any_size_in_range_renders(size: int) -> None:
     assert row["image"].size == row["part_masks"].size == (size, size)
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    ours, theirs = (
+        dio.render("creatures", kind(3), kind(2), kind(48), split="test") for kind in (int, lambda n: np.int64(n))
+    )
+    assert pixels(ours) == pixels(theirs)
+    assert ours["key"] == theirs["key"]
+    assert all(type(theirs["key"][name]) is int for name in ("seed", "index", "image_size"))
+    assert len(dio.load("creatures", n=np.int64(2), **SMALL)) == 2
+
+
+def test_photos_stand_in_the_key_as_one_hash() -> None:
+    photos = [Image.new("RGB", (8, 8), (i, i, i)) for i in range(3)]
+    first, again = (
+        json.loads(dio.render("scenes", i, image_size=32, photos=photos)["key"]["options"]) for i in (0, 1)
+    )
+    assert first == again
+    assert isinstance(first["photos"], str)
+    other = dio.render("scenes", 0, image_size=32, photos=photos[:2])["key"]["options"]
+    assert json.loads(other) != first
+
+
 def test_list_worlds_gives_options_with_defaults() -> None:
     worlds = dio.list_worlds()
     assert sorted(worlds) == ["creatures", "scenes"]
@@ -151,7 +174,7 @@ def test_list_worlds_gives_options_with_defaults() -> None:
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("creature", {}, r"a world \(creatures, scenes\)"),
     ("creatures", {"split": "training"}, "train, validation, test, heldout"),
-    ("creatures", {"n": 0}, "at least 1, got 0"),
+    ("creatures", {"n": 0}, "whole number from 1, got 0"),
     ("creatures", {"n": 2.5}, "whole number"),
     ("creatures", {"n": True}, "whole number"),
     ("creatures", {"seed": "7"}, "whole number"),

@@ -59,8 +59,9 @@ def test_models_lists_name_and_folder(capsys: pytest.CaptureFixture[str]) -> Non
         (["show", "creature"], "creatures, scenes"),
         (["show", "digits"], "creatures, scenes"),
         (["show", "creatures", "--n", "0"], "--n must be at least 1"),
+        (["show", "creatures", "--image-size", "0"], "32 to 512, got 0"),
         (["show", "creatures", "--split", "dev", "--out", "x.png"], "heldout"),
-        (["render", "creatures", "--n", "0", "--out", "rows"], "at least 1"),
+        (["render", "creatures", "--n", "0", "--out", "rows"], "from 1, got 0"),
         (["render", "creatures", "--image-size", "9", "--out", "rows"], "32 to 512"),
     ],
 )

@@ -291,6 +291,13 @@ def test_counterfactual_keeps_what_it_says(rows: list[dict[str, Any]]) -> None:
     assert changed <= {"image", "part_masks", "parts"}
 
 
+def test_counterfactual_of_a_loaded_row_keeps_the_beak_unless_it_changes_it() -> None:
+    row = dio.load("creatures", n=2, image_size=32)[1]
+    donor = next(number for number, species in enumerate(TREE) if NICHES.index(species.niche) != row["niche"])
+    assert dio.counterfactual(row, "legs", donor)["beak_length"] == row["beak_length"]
+    assert dio.counterfactual(row, "beak", donor)["beak_length"] != pytest.approx(row["beak_length"], rel=0.01)
+
+
 def test_counterfactual_of_a_loaded_row_with_options() -> None:
     ds = dio.load("creatures", n=2, image_size=32, branching=(1, 1, 1, 1, 4), habitat_bias=1.0)
     edited = dio.counterfactual(ds[1], "crest", 2)
@@ -316,6 +323,12 @@ def test_counterfactual_lists_the_choices(
 def test_counterfactual_refuses_rows_of_other_worlds() -> None:
     with pytest.raises(ValueError, match="'creatures'"):
         dio.counterfactual(dio.render("scenes", 0, image_size=64), "beak", 1)
+
+
+@pytest.mark.parametrize("row_key", [{}, {"world": "creatures"}, None, "creatures"])
+def test_counterfactual_refuses_rows_without_a_whole_key(rows: list[dict[str, Any]], row_key: Any) -> None:
+    with pytest.raises(ValueError, match="with its column `key`"):
+        dio.counterfactual({**rows[0], "key": row_key}, "beak", 1)
 
 
 def test_discriminating_parts_of_distant_species_are_all() -> None:

@@ -34,6 +34,21 @@ def test_annotations_stay_where_pixels_do_not_move(domain: str) -> None:
     assert {name for name in row if shifted[name] != row[name]} == {"image"}
 
 
+@pytest.mark.parametrize("topic", ["objects", "attribute", "quality", "color"])
+def test_shifted_scene_claims_no_color_and_no_quality(topic: str) -> None:
+    ds = dio.load("scenes", n=4, image_size=32, topic=topic)
+    assert any(item["color_name"] for row in ds for item in row["objects"]) or topic == "quality"
+    shifted = ds.map(lambda row: dio.shift(row, "infrared"))
+    assert shifted.features == ds.features
+    for before, after in zip(ds, shifted, strict=True):
+        for item, original in zip(after["objects"], before["objects"], strict=True):
+            assert [item[name] for name in ("color_srgb", "color_lab", "color_name")] == [None] * 3
+            assert (item["category"], item["bbox"]) == (original["category"], original["bbox"])
+        assert after["quality"] == []
+        assert not {level["name"] for level in after["levels"]} & {"lightness", "severity"}
+        assert (after["states"], after["scene_type"]) == (before["states"], before["scene_type"])
+
+
 def test_rotated_turns_masks_and_measures_parts_anew() -> None:
     row = dio.render("creatures", 5, image_size=96)
     shifted = dio.shift(row, "rotated")

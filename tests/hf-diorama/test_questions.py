@@ -153,6 +153,26 @@ def test_dataset_gives_photos_and_names():
     assert row["chance"] == pytest.approx(1 / 3)
 
 
+def test_one_image_is_asked_nothing_that_needs_two():
+    rows = list(multi_image_questions(12, num_images=(1, 1), image_size=32))
+    assert {row["kind"] for row in rows} == {"color", "shape", "side", "count", "list"}
+    assert all(len(row["images"]) == 1 for row in rows)
+
+
+def test_numbers_of_numpy_are_numbers():
+    ours, theirs = (
+        next(multi_image_questions(kind(1), seed=kind(3), num_images=(kind(2), kind(3)), image_size=kind(32)))
+        for kind in (int, np.int64)
+    )
+    assert ours["question"] == theirs["question"]
+    assert [image.tobytes() for image in ours["images"]] == [image.tobytes() for image in theirs["images"]]
+
+
+def test_empty_range_of_draws_is_refused():
+    with pytest.raises(ValueError, match=r"got \[2, 2\)"):
+        Draws("empty").integer(2, 2)
+
+
 def test_prompt_numbers_the_images_from_one():
     assert build_prompt(2, "list the colors in order.", "<img>") == (
         "image 1 <img> image 2 <img> question list the colors in order. answer"
@@ -165,11 +185,18 @@ PHOTO = Image.new("RGB", (8, 8))
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "`n` must be at least 1, got 0"),
-        ({"split": "dev"}, r"Unknown split 'dev'.*'train'"),
+        ({"n": 0}, "`n` must be a whole number from 1, got 0"),
+        ({"split": "dev"}, "`split` must be one of train, validation, test, heldout, got 'dev'"),
         ({"num_images": 17}, rf"within 1\.\.{MAX_IMAGES}.*got 17"),
-        ({"num_images": (4, 2)}, r"smallest first, got \(4, 2\)"),
-        ({"image_size": 16}, r"32\.\.512 pixels, got 16"),
+        ({"num_images": (4, 2)}, r"within 1\.\.16; got \(4, 2\)"),
+        ({"num_images": (1, 2, 3)}, r"within 1\.\.16; got \(1, 2, 3\)"),
+        ({"num_images": 2.0}, r"within 1\.\.16; got 2\.0"),
+        ({"image_size": 16}, "`image_size` must be a whole number from 32 to 512, got 16"),
+        ({"image_size": 64.5}, "`image_size` must be a whole number from 32 to 512, got 64.5"),
+        ({"n": 2.5}, "`n` must be a whole number from 1, got 2.5"),
+        ({"seed": "one"}, "`seed` must be a whole number, got 'one'"),
+        ({"kinds": "color"}, "`kinds` must be a list"),
+        ({"kinds": ["which"], "num_images": (1, 1)}, "'which' need more than one image"),
         ({"kinds": ["weight"]}, r"Unknown kind 'weight'.*'color'"),
         ({"kinds": []}, "`kinds` is empty"),
         ({"kinds": ["photo"]}, "'photo' need photos with labels"),

@@ -1,6 +1,7 @@
 """Spec section 5: real images under the column names of the worlds."""
 
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -9,10 +10,12 @@ from PIL import Image
 
 import hf_diorama as dio
 
+CLASSES = datasets.ClassLabel(names=["airplane", "automobile", "bird", "cat"])
 
-def write_cifar(folder: Path, image: str = "image", label: str = "label") -> None:
+
+def write_cifar(folder: Path, image: str = "image", label: str = "label", feature: Any = CLASSES) -> None:
     folder.mkdir(exist_ok=True)
-    features = datasets.Features({image: datasets.Image(), label: datasets.Value("int64")})
+    features = datasets.Features({image: datasets.Image(), label: feature})
     for split, count in (("train", 4), ("test", 2)):
         images = [Image.new("RGB", (32, 32), (40 * i, 0, 0)) for i in range(count)]
         rows = {image: images, label: list(range(count))}
@@ -37,6 +40,12 @@ def test_cifar10_from_a_folder(tmp_path: Path) -> None:
     assert ds.features["label"].int2str(0) == "airplane"
     assert ds[1]["image"].getpixel((0, 0)) == (40, 0, 0)
     assert len(dio.load("cifar10", data_dir=str(tmp_path / "data"))) == 4
+
+
+def test_numbers_without_names_are_not_taken_for_the_classes_of_cifar10(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "data", feature=datasets.Value("int64"))
+    with pytest.raises(ValueError, match="labels with names, found plain int64"):
+        dio.load("cifar10", data_dir=str(tmp_path / "data"))
 
 
 def test_folder_of_images(tmp_path: Path) -> None:

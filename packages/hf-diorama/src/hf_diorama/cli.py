@@ -19,6 +19,8 @@ from hf_diorama.checkpoints import list_models, model_path
 from hf_diorama.contact_sheet import build_contact_sheet
 from hf_diorama.draws import SPLITS
 
+_SHOWN_SIZE = 128
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status of the command: 0 if all went well, 1 after an error, which is one line on stderr.
@@ -43,13 +45,13 @@ def _build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("render", help="write rows to a folder that datasets.load_dataset reads")
-    _add_world(command, n=1_000)
+    _add_world(command, n=1_000, size="the world's default")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to make; must not exist")
     command.add_argument("--format", choices=("parquet", "imagefolder"), default="parquet")
     command.set_defaults(run=_render)
 
     command = commands.add_parser("show", help="write a contact sheet, one PNG")
-    _add_world(command, n=24)
+    _add_world(command, n=24, size=str(_SHOWN_SIZE))
     command.add_argument("--out", type=Path, metavar="FILE", help="defaults to WORLD.png")
     command.set_defaults(run=_show)
 
@@ -58,12 +60,12 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_world(command: argparse.ArgumentParser, n: int) -> None:
+def _add_world(command: argparse.ArgumentParser, n: int, size: str) -> None:
     command.add_argument("world", help=", ".join(list_worlds()))
     command.add_argument("--n", type=int, default=n, help=f"number of rows (default {n})")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--split", default="train", help=", ".join(SPLITS))
-    command.add_argument("--image-size", type=int, help="in pixels; the world's default if not given")
+    command.add_argument("--image-size", type=int, help=f"in pixels (default: {size})")
 
 
 def _render(parsed: argparse.Namespace) -> None:
@@ -105,10 +107,8 @@ def _show(parsed: argparse.Namespace) -> None:
     find_world(parsed.world)
     if parsed.n < 1:
         raise ValueError(f"--n must be at least 1, got {parsed.n}.")
-    rows = [
-        render(parsed.world, index, parsed.seed, parsed.image_size or 128, split=parsed.split)
-        for index in range(parsed.n)
-    ]
+    size = _SHOWN_SIZE if parsed.image_size is None else parsed.image_size
+    rows = [render(parsed.world, index, parsed.seed, size, split=parsed.split) for index in range(parsed.n)]
     captions = [row.get("common_name") or row["topic"] for row in rows]
     path = parsed.out or Path(f"{parsed.world}.png")
     _save_png(build_contact_sheet([row["image"] for row in rows], captions=captions), path)

@@ -19,7 +19,8 @@ def shift(row: Shifted, domain: str, *, seed: int = 0) -> Shifted:
     Args:
         row (`PIL.Image.Image` or `dict[str, Any]`):
             An image, or a row whose `image` is to be shifted. Its annotations stay true: `rotated` also turns
-            `part_masks`, measures `parts` anew and changes `pose`.
+            `part_masks`, measures `parts` anew and changes `pose`; a row of `scenes` loses what no longer holds, the
+            colours of its `objects`, its `quality` and the levels `lightness` and `severity`.
         domain (`str`):
             `"photo"` (noise, lens blur, vignetting), `"sketch"` (edges on paper), `"poster"` (flat colours),
             `"infrared"` (channels remapped), `"lowlight"` or `"rotated"` (18 degrees, contrast 0.55).
@@ -55,7 +56,20 @@ def shift(row: Shifted, domain: str, *, seed: int = 0) -> Shifted:
         shifted.update(part_masks=labels, parts=measure_parts(np.asarray(labels)), pose=pose)
     elif domain == "rotated" and "objects" in row:
         raise ValueError("'rotated' would make the boxes of this row untrue; shift row['image'] alone.")
+    elif "objects" in row:
+        shifted.update(_forget_looks(row))
     return shifted
+
+
+def _forget_looks(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the columns of `scenes` that speak of colours and of the quality of the image, without that."""
+    absent = dict.fromkeys(("color_srgb", "color_lab", "color_name"))
+    columns = {
+        "objects": [{**item, **absent} for item in row["objects"]],
+        "quality": [],
+        "levels": [level for level in row.get("levels", []) if level["name"] not in ("lightness", "severity")],
+    }
+    return {name: value for name, value in columns.items() if name in row}
 
 
 def _shift_image(image: Image.Image, domain: str, seed: int) -> Image.Image:

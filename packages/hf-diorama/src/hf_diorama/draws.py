@@ -14,7 +14,10 @@ import numpy as np
 T = TypeVar("T")
 
 SPLITS = ("train", "validation", "test", "heldout")
-"""Names of the splits. Splits of one seed never share a row; `heldout` is used in no training and no tuning."""
+"""Names of the splits. Splits of one seed never share a row.
+
+`heldout` is for final numbers, on seeds from 1000: those below were looked at while `llava-nano` was trained.
+"""
 
 
 class Draws:
@@ -48,7 +51,9 @@ class Draws:
         return low + (high - low) * self.unit()
 
     def integer(self, low: int, high: int) -> int:
-        """Returns an integer in [low, high)."""
+        """Returns an integer in [low, high), which must not be empty."""
+        if low >= high:
+            raise ValueError(f"Expected `low` below `high`, got [{low}, {high}).")
         return low + int(self.unit() * (high - low))
 
     def chance(self, probability: float) -> bool:

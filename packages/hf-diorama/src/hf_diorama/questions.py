@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import datasets
-from PIL import Image, ImageOps
 
-from hf_diorama.draws import SPLITS, Draws
+from hf_diorama.arguments import check_bounds, check_integer, check_size, check_split
+from hf_diorama.draws import Draws
 from hf_diorama.worlds.base import RowKey
 from hf_diorama.worlds.scenes import COLORS, SCENES, SHAPES
+from hf_diorama.worlds.scenes.surfaces import fit_photo
 
 MAX_IMAGES = 16
 MAX_COUNT = 4
@@ -222,6 +223,23 @@ def _photo_names(photos: Sequence[Any] | datasets.Dataset | None, photo_labels: 
     return list(photo_labels)
 
 
+def _choose_kinds(kinds: Sequence[str] | None, possible: list[str]) -> list[str]:
+    """Returns the kinds to ask in turn, all that are possible by default."""
+    if kinds is None:
+        return possible
+    if isinstance(kinds, str) or not isinstance(kinds, Sequence):
+        raise ValueError(f"`kinds` must be a list of kinds, got {kinds!r}; choose from {possible}.")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"Unknown kind {kind!r} of question; choose from {list(KINDS)}.")
+        if kind not in possible:
+            need = "photos with labels" if kind == "photo" else "more than one image"
+            raise ValueError(f"Questions of kind {kind!r} need {need}; choose from {possible}.")
+    if not kinds:
+        raise ValueError(f"`kinds` is empty; choose from {possible}, or pass None for all of them.")
+    return list(kinds)
+
+
 def multi_image_questions(
     n: int,
     *,
@@ -252,44 +270,32 @@ def multi_image_questions(
         the question is about all images), `num_images`, `chance` and `contents` (list of `Content`).
 
     Raises:
-        ValueError: for an unknown split or kind, a number out of range, or labels that do not fit the photos.
+        ValueError: at the call, for an unknown split or kind, a number out of range, or labels that do not fit the
+            photos.
 
     Example:
 
     ```python
     >>> from hf_diorama.questions import multi_image_questions
     >>> row = next(multi_image_questions(1, num_images=3, kinds=["which"]))
-    >>> row["question"], row["answer"]  # doctest: +SKIP
-    ('which image shows the red star?', 'image 2')
+    >>> row["question"], row["answer"]
+    ('which image shows the red ring?', 'image 2')
 
     ```
     """
     names = _photo_names(photos, photo_labels)
-    possible = [kind for kind in KINDS if (kind != "photo" or names) and (kind != "which" or num_images != 1)]
-    kinds = possible if kinds is None else list(kinds)
-    low, high = (num_images, num_images) if isinstance(num_images, int) else num_images
-    if n < 1:
-        raise ValueError(f"`n` must be at least 1, got {n}.")
-    if split not in SPLITS:
-        raise ValueError(f"Unknown split {split!r}; choose from {list(SPLITS)}.")
-    if not 1 <= low <= high <= MAX_IMAGES:
-        raise ValueError(f"`num_images` must lie within 1..{MAX_IMAGES}, smallest first, got {num_images}.")
-    if not 32 <= image_size <= 512:
-        raise ValueError(f"`image_size` must be in 32..512 pixels, got {image_size}.")
+    n, seed = check_integer("n", n, 1), check_integer("seed", seed)
+    check_split(split)
+    image_size = check_size(image_size)
+    bounds = check_bounds("num_images", num_images, MAX_IMAGES)
     if photos is not None and len(photos) == 0:
         raise ValueError("`photos` is empty; pass at least one photo, or None for rendered backgrounds only.")
-    for kind in kinds:
-        if kind not in KINDS:
-            raise ValueError(f"Unknown kind {kind!r} of question; choose from {list(KINDS)}.")
-        if kind not in possible:
-            need = "photos with labels" if kind == "photo" else "more than one image"
-            raise ValueError(f"Questions of kind {kind!r} need {need}; choose from {possible}.")
-    if not kinds:
-        raise ValueError(f"`kinds` is empty; choose from {possible}, or pass None for all of them.")
+    possible = [kind for kind in KINDS if (kind != "photo" or names) and (kind != "which" or bounds[1] > 1)]
+    kinds = _choose_kinds(kinds, possible)
     by_name: dict[str, list[int]] = {}
     for position, name in enumerate(names):
         by_name.setdefault(name, []).append(position)
-    return (_row(i, kinds[i % len(kinds)], (low, high), split, seed, photos, by_name, image_size) for i in range(n))
+    return (_row(i, kinds[i % len(kinds)], bounds, split, seed, photos, by_name, image_size) for i in range(n))
 
 
 def _row(
@@ -319,8 +325,6 @@ def _row(
             )
             images.append(SCENES.render(key, image_size, pinned=content.objects, photos=photos)["image"])
         else:
-            photo = photos[draws.choice(by_name[content.photo])]
-            photo = photo["image"] if isinstance(photo, dict) else photo
-            images.append(ImageOps.fit(photo.convert("RGB"), (image_size, image_size), Image.Resampling.BICUBIC))
+            images.append(fit_photo(photos[draws.choice(by_name[content.photo])], image_size))
     chance = 1 / len(labels) if kind == "photo" else question.chance
     return {**question._asdict(), "chance": chance, "num_images": count, "images": images, "contents": contents}

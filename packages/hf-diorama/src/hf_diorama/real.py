@@ -11,7 +11,6 @@ LOADERS = ("digits", "cifar10", "folder")
 """Names of the real-image sets."""
 
 CIFAR10_ID = "uoft-cs/cifar10"
-_CIFAR10_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def load_real(name: str, split: str, data_dir: str | None) -> datasets.Dataset:
@@ -27,7 +26,7 @@ def load_real(name: str, split: str, data_dir: str | None) -> datasets.Dataset:
 
     Raises:
         ImportError: if `digits` is asked for without the extra `real`.
-        ValueError: if the folder, the split or a column is missing.
+        ValueError: if the folder, the split or a column is missing, or if labels are numbers without names.
     """
     if name == "digits":
         if data_dir is not None:
@@ -91,8 +90,12 @@ def _unify(dataset: datasets.Dataset, name: str) -> datasets.Dataset:
     dataset = dataset.select_columns(list(columns)).rename_columns({a: b for a, b in columns.items() if a != b})
     if not isinstance(dataset.features["image"], datasets.Image):
         dataset = dataset.cast_column("image", datasets.Image())
-    if not isinstance(dataset.features["label"], datasets.ClassLabel):
-        if name == "cifar10":
-            return dataset.cast_column("label", datasets.ClassLabel(names=_CIFAR10_NAMES))
-        return dataset.class_encode_column("label")
-    return dataset
+    label = dataset.features["label"]
+    if isinstance(label, datasets.ClassLabel):
+        return dataset
+    if name == "cifar10" and "string" not in str(label.dtype):
+        raise ValueError(
+            f"{name!r} needs labels with names, found plain {label.dtype}: which number is which class is not told. "
+            "Write the files anew after dataset.cast_column('label', datasets.ClassLabel(names=[...]))."
+        )
+    return dataset.class_encode_column("label")

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from hf_diorama.worlds.base import RowKey
 from hf_diorama.worlds.creatures.anatomy import PARTS
 from hf_diorama.worlds.creatures.rendering import measure_parts, render_creature
 from hf_diorama.worlds.creatures.taxonomy import BRANCHING, TRAITS, Species, build_tree
+
+_KEY = {"image_size", "options", *(field.name for field in fields(RowKey))}
 
 
 def discriminating_parts(
@@ -82,10 +85,10 @@ def counterfactual(row: Mapping[str, Any], part: str, species: str | int) -> dic
     if part not in TRAITS:
         raise ValueError(f"`part` must be one of {', '.join(TRAITS)}, got {part!r}.")
     key = row.get("key")
-    if not isinstance(key, Mapping) or key["world"] != "creatures":
+    if not isinstance(key, Mapping) or key.get("world") != "creatures" or not _KEY.issubset(key):
         raise ValueError("`row` must be a row of 'creatures' with its column `key`, as `render` and `load` return it.")
     options = json.loads(key["options"])
-    name = RowKey(**{field: key[field] for field in ("world", "version", "split", "seed", "index")})
+    name = RowKey(**{field.name: key[field.name] for field in fields(RowKey)})
     donor = _find_species(build_tree(tuple(options.get("branching", BRANCHING))), species)
     old = render_creature(name, key["image_size"], **options)
     image = np.asarray(row["image"])
@@ -100,13 +103,13 @@ def counterfactual(row: Mapping[str, Any], part: str, species: str | int) -> dic
     # Where another part covers the same pixel in part, that part's label holds, and with it the old pixel.
     mask = (old_labels == label) | (new_labels == label)
     labels = np.where(mask, new_labels, old_labels)
-    return {
+    edited = {
         **row,
         "image": Image.fromarray(np.where(mask[:, :, None], np.asarray(new["image"]), image)),
         "part_masks": Image.fromarray(labels),
         "parts": measure_parts(labels),
-        "beak_length": new["beak_length"],
     }
+    return {**edited, "beak_length": new["beak_length"]} if part == "beak" else edited
 
 
 def _find_species(tree: tuple[Species, ...], species: str | int) -> int:

@@ -25,6 +25,7 @@ from hf_diorama.worlds.creatures.taxonomy import (
     Species,
     build_tree,
 )
+from hf_diorama.worlds.masks import extent
 
 OCCLUSION = 0.1
 """Share of the images with leaves in front of the creature."""
@@ -156,11 +157,7 @@ def measure_parts(labels: NDArray[np.uint8]) -> list[dict[str, Any]]:
     parts = []
     areas = np.bincount(labels.ravel(), minlength=len(PARTS) + 1).tolist()
     for label, name in enumerate(PARTS, start=1):
-        bbox: list[int] = []
-        if areas[label]:
-            mask = labels == label
-            rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
-            bbox = [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
+        bbox = extent(labels == label) if areas[label] else []
         parts.append({"name": name, "visible": areas[label] > 0, "bbox": bbox, "area": areas[label]})
     return parts
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import datasets
 
+from hf_diorama.arguments import check_bounds
 from hf_diorama.worlds.base import RowKey, World
 from hf_diorama.worlds.scenes.action import render_action
 from hf_diorama.worlds.scenes.attribute import render_attribute
@@ -28,7 +29,7 @@ from hf_diorama.worlds.scenes.shapes import SHAPES
 from hf_diorama.worlds.scenes.spatial import render_spatial
 from hf_diorama.worlds.scenes.spatial_pair import render_spatial_pair
 from hf_diorama.worlds.scenes.state import render_state
-from hf_diorama.worlds.scenes.surfaces import BACKGROUNDS, TEXTURES
+from hf_diorama.worlds.scenes.surfaces import TEXTURES
 from hf_diorama.worlds.scenes.temporal import render_temporal
 from hf_diorama.worlds.scenes.texture import render_texture
 
@@ -67,8 +68,6 @@ that it has; `photos` are for its background, and a topic whose background means
 WITH_BOXES = ("spatial", "color", "emotion", "depth", "recognition", "ocr")
 """Topics that draw a red box around what is asked about, and a blue one around the second thing; `boxes=False` leaves
 them out."""
-
-SCENE_TYPES = (*BACKGROUNDS, "photo")
 
 
 def _features(**options: Any) -> datasets.Features:
@@ -112,20 +111,11 @@ def _features(**options: Any) -> datasets.Features:
     )
 
 
-def _check_count(num_objects: int | Sequence[int]) -> None:
-    bounds = [num_objects, num_objects] if isinstance(num_objects, int) else list(num_objects)
-    if (
-        len(bounds) != 2
-        or not all(isinstance(bound, int) for bound in bounds)
-        or not 1 <= bounds[0] <= bounds[1] <= MAX_OBJECTS
+def _check_pinned(pinned: Any) -> None:
+    if not isinstance(pinned, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pinned
     ):
-        raise ValueError(
-            f"`num_objects` must be an integer, or its smallest and largest value, within 1..{MAX_OBJECTS}; "
-            f"got {num_objects!r}."
-        )
-
-
-def _check_pinned(pinned: Sequence[tuple[str, str]]) -> None:
+        raise ValueError(f"`pinned` must be a list of (color, category) pairs, got {pinned!r}.")
     if not 1 <= len(pinned) <= MAX_OBJECTS:
         raise ValueError(f"`pinned` must hold 1..{MAX_OBJECTS} (color, category) pairs, got {len(pinned)}.")
     for color, category in pinned:
@@ -133,6 +123,15 @@ def _check_pinned(pinned: Sequence[tuple[str, str]]) -> None:
             raise ValueError(f"Unknown color {color!r} in `pinned`; choose from {list(COLORS)}.")
         if category not in SHAPES:
             raise ValueError(f"Unknown category {category!r} in `pinned`; choose from {list(SHAPES)}.")
+
+
+def _check_photos(photos: Any, photo_ratio: object) -> None:
+    if photos is not None and (not hasattr(photos, "__len__") or not hasattr(photos, "__getitem__")):
+        raise ValueError(f"`photos` must be a sequence of images or a dataset, got {type(photos).__name__}.")
+    if photos is not None and len(photos) == 0:
+        raise ValueError("`photos` is empty; pass at least one photo, or None for rendered backgrounds only.")
+    if not isinstance(photo_ratio, (int, float)) or not 0 <= photo_ratio <= 1:
+        raise ValueError(f"`photo_ratio` must be in [0, 1], got {photo_ratio!r}.")
 
 
 def _render(
@@ -149,20 +148,19 @@ def _render(
     """Returns one row of the topic."""
     if topic not in (*TOPICS, "mixed"):
         raise ValueError(f"Unknown topic {topic!r} of world 'scenes'; choose from {[*TOPICS, 'mixed']}.")
-    if topic == "mixed":
-        topic = key.draws("topic").choice(tuple(TOPICS))
-    elif topic != "objects" and (pinned is not None or num_objects != SCENES.options["num_objects"]):
+    bounds = check_bounds("num_objects", num_objects, MAX_OBJECTS)
+    if topic != "objects" and (pinned is not None or bounds != SCENES.options["num_objects"]):
         raise ValueError(f"`num_objects` and `pinned` are for topic 'objects', got them with topic {topic!r}.")
-    _check_count(num_objects)
     if pinned is not None:
         _check_pinned(pinned)
-    if photos is not None and len(photos) == 0:
-        raise ValueError("`photos` is empty; pass at least one photo, or None for rendered backgrounds only.")
-    if not 0 <= photo_ratio <= 1:
-        raise ValueError(f"`photo_ratio` must be in [0, 1], got {photo_ratio}.")
+    _check_photos(photos, photo_ratio)
+    if not isinstance(boxes, bool):
+        raise ValueError(f"`boxes` must be True or False, got {boxes!r}.")
+    if topic == "mixed":
+        topic = key.draws("topic").choice(tuple(TOPICS))
     own: dict[str, Any] = {"boxes": boxes} if topic in WITH_BOXES else {}
     if topic == "objects":
-        own = {"num_objects": num_objects, "pinned": pinned}
+        own = {"num_objects": bounds, "pinned": pinned}
     row = TOPICS[topic](key, image_size, photos=photos, photo_ratio=photo_ratio, **own)
     absent: dict[str, Any] = {
         name: [] for name in ("objects", "texts", "figures", "faces", "states", "levels", "quality")

@@ -114,7 +114,7 @@ def render_objects(
     key: RowKey,
     image_size: int,
     *,
-    num_objects: int | Sequence[int] = (1, MAX_OBJECTS),
+    num_objects: tuple[int, int] = (1, MAX_OBJECTS),
     pinned: Sequence[tuple[str, str]] | None = None,
     photos: Sequence[Any] | None = None,
     photo_ratio: float = 0.5,
@@ -124,7 +124,7 @@ def render_objects(
     Args:
         key (`RowKey`): name of the row.
         image_size (`int`): height and width in pixels.
-        num_objects (`int` or `tuple[int, int]`, defaults to `(1, 9)`): number of objects, or its smallest and largest.
+        num_objects (`tuple[int, int]`, defaults to `(1, 9)`): smallest and largest number of objects.
         pinned (sequence of `(color, category)`, *optional*):
             Objects to show from left to right, in place of random ones.
         photos (sequence of `PIL.Image.Image` or of rows with an `image`, *optional*): photos for the background.
@@ -132,7 +132,7 @@ def render_objects(
     """
     draws = key.draws("objects")
     if pinned is None:
-        low, high = (num_objects, num_objects) if isinstance(num_objects, int) else num_objects
+        low, high = num_objects
         specs = [(draws.choice(tuple(COLORS)), draws.choice(SHAPES)) for _ in range(draws.integer(low, high + 1))]
     else:
         specs = list(pinned)

@@ -65,7 +65,8 @@ def _write(picture: Picture, draws: Draws, word: str, band: tuple[float, float],
     while coverage.height > room and height > 5:
         height -= 1
         coverage = text_coverage(word, height, degrees, max_width=size - 4 * margin)
-    left = draws.integer(2 * margin, size - 2 * margin - coverage.width + 1)
+    # On a small picture a long word may be wider than its room; it then begins further left.
+    left = 2 * margin + int(draws.uniform(0, size - 4 * margin - coverage.width + 1))
     top = round(band[0] * size) + margin + draws.integer(0, max(room - coverage.height, 0) + 1)
     ink: RGB = draw_color(draws)
     plate = draw_background_color(draws, [ink], tries=12)

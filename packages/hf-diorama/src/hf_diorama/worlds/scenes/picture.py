@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from hf_diorama.worlds.masks import Mask, extent
 from hf_diorama.worlds.scenes.palette import COLORS, RGB, srgb_to_lab
 from hf_diorama.worlds.scenes.shapes import SUPERSAMPLING, Point
 from hf_diorama.worlds.scenes.surfaces import Pixels
@@ -17,7 +17,6 @@ from hf_diorama.worlds.scenes.surfaces import Pixels
 Polygon = Sequence[Point]
 Layer = tuple[RGB, Sequence[Polygon]]
 """A colour and the union of polygons it fills, in units of the radius, y pointing down."""
-Mask = npt.NDArray[np.bool_]
 
 
 class Picture:
@@ -108,14 +107,6 @@ class Picture:
     def full_area(self, label: int) -> int:
         """Returns how many pixels the object would show if nothing hid it."""
         return self._full_areas.get(label, 0)
-
-
-def extent(mask: Mask) -> list[int]:
-    """Returns the half-open extent `[x0, y0, x1, y1]` of the true pixels, or `[]` if there are none."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return []
-    return [int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1]
 
 
 def _cover(polygons: Sequence[Polygon], corner: tuple[int, int], size: tuple[int, int]) -> Image.Image:

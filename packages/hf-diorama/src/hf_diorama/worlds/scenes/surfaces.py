@@ -72,11 +72,15 @@ def draw_background(
         photo_ratio (`float`, defaults to 0.5): probability of a photo, where photos are given.
     """
     if photos is not None and draws.chance(photo_ratio):
-        photo = photos[draws.integer(0, len(photos))]
-        photo = photo["image"] if isinstance(photo, dict) else photo
-        return "photo", np.asarray(ImageOps.fit(photo.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+        return "photo", np.asarray(fit_photo(photos[draws.integer(0, len(photos))], size))
     scene_type = draws.choice(tuple(BACKGROUNDS))
     return scene_type, BACKGROUNDS[scene_type](size, draws, avoid)
+
+
+def fit_photo(photo: Any, size: int) -> Image.Image:
+    """Returns the middle of a photo, or of the `image` of a row, as an RGB square of `size` pixels."""
+    image = photo["image"] if isinstance(photo, dict) else photo
+    return ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
 
 
 def draw_texture(texture: str, side: int, color: RGB, period: int, draws: Draws) -> Image.Image:

@@ -9,8 +9,9 @@ from PIL import Image
 
 from hf_diorama.draws import Draws
 from hf_diorama.worlds.base import RowKey
+from hf_diorama.worlds.masks import Mask
 from hf_diorama.worlds.scenes.glyphs import draw_color
-from hf_diorama.worlds.scenes.picture import Mask, Picture, annotate
+from hf_diorama.worlds.scenes.picture import Picture, annotate
 
 Grid = npt.NDArray[np.int64]
 TURNS = ((1, 0, 1), (0, 1, 1), (3, 4, 5), (4, 3, 5), (5, 12, 13), (12, 5, 13), (-3, 4, 5), (-4, 3, 5), (-5, 12, 13))
