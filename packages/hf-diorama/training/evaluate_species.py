@@ -5,21 +5,14 @@ OMP_NUM_THREADS=1 python packages/hf-diorama/training/evaluate_species.py convne
 """
 
 import argparse
-import math
 
 import numpy as np
 import torch
+from provenance import wilson
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hf_diorama as dio
 from hf_diorama.worlds.creatures.taxonomy import build_tree
-
-
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """Returns the 95 percent Wilson interval of a proportion."""
-    z, p = 1.959964, hits / n
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
 
 
 def predict(model, processor, images) -> np.ndarray:

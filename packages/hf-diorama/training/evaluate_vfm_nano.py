@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from evaluate_species import wilson
+from provenance import wilson
 from torch import nn
 from transformers import AutoModel
 from vfm_nano import load_rows

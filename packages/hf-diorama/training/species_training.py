@@ -1,12 +1,14 @@
 """What the small classifiers of `creatures` share: labels, a head that helps in training, data and the run."""
 
 import argparse
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from provenance import read_commit
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments, ViTImageProcessorPil, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -84,15 +86,17 @@ def train(
     parser = argparse.ArgumentParser(description=f"Trains {name}; run it again to go on.")
     parser.add_argument("--steps", type=int, default=2_000)
     parser.add_argument("--renders", type=int, default=32_000)
-    parser.add_argument("--work-dir", default=f"/tmp/{name}", help="checkpoints, to go on from")
+    parser.add_argument("--work-dir", help="checkpoints, to go on from; by default in /tmp, for these options only")
     parser.add_argument("--out", type=Path, default=Path(dio.__file__).parent / "models" / name)
     args = parser.parse_args()
+    # A run of another length has another learning rate at every step: going on from it would be no run of either.
+    work_dir = args.work_dir or f"/tmp/{name}-{args.steps}-steps-{args.renders}-renders"
     torch.set_num_threads(1)
     set_seed(0)
     rows = dio.load("creatures", split="train", n=args.renders, image_size=SIZE).select_columns(["image", "label"])
     check = dio.load("creatures", split="validation", n=500, image_size=SIZE).select_columns(["image", "label"])
     training = TrainingArguments(
-        output_dir=args.work_dir,
+        output_dir=work_dir,
         max_steps=args.steps,
         per_device_train_batch_size=128,
         per_device_eval_batch_size=100,
@@ -110,7 +114,7 @@ def train(
         remove_unused_columns=False,
         report_to="none",
     )
-    checkpoint = get_last_checkpoint(args.work_dir) if Path(args.work_dir).is_dir() else None
+    checkpoint = get_last_checkpoint(work_dir) if Path(work_dir).is_dir() else None
     model = build_model()
     # A checkpoint may have older names of weights, which `from_pretrained` translates and `Trainer` does not.
     model = model if checkpoint is None else type(model).from_pretrained(checkpoint)
@@ -122,9 +126,12 @@ def train(
         eval_dataset=check.with_transform(to_arrays),
         compute_metrics=lambda result: {"accuracy": float((result.predictions.argmax(1) == result.label_ids).mean())},
     )
+    start = time.process_time()
     trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(f"{args.work_dir}/final")
-    model = shipped_class.from_pretrained(f"{args.work_dir}/final", dtype=torch.float16)
+    minutes = (time.process_time() - start) / 60
+    print(f"{args.steps} steps, {minutes:.1f} CPU minutes in this call, commit {read_commit()}", flush=True)
+    trainer.save_model(f"{work_dir}/final")
+    model = shipped_class.from_pretrained(f"{work_dir}/final", dtype=torch.float16)
     model.save_pretrained(args.out)
     ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(args.out)
     return args.out

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from provenance import read_commit
 from torch import nn
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTImageProcessorPil, ViTModel, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -73,9 +74,12 @@ def parse_args(name: str, steps: int = 0) -> argparse.Namespace:
     """Returns the options that the scripts share."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--work-dir", default=f"/tmp/{name}", help="checkpoints, to go on from")
+    parser.add_argument("--work-dir", help="checkpoints, to go on from; by default in /tmp, for these steps only")
     parser.add_argument("--out", type=Path, default=Path(dio.__file__).parent / "models" / name)
-    return parser.parse_args()
+    args = parser.parse_args()
+    # A run of another length has another learning rate at every step: going on from it would be no run of either.
+    args.work_dir = args.work_dir or f"/tmp/{name}-{args.steps}-steps"
+    return args
 
 
 def train(args: argparse.Namespace, model: nn.Module, size: int, collate, *, batch_size: int, lr: float) -> None:
@@ -107,7 +111,8 @@ def train(args: argparse.Namespace, model: nn.Module, size: int, collate, *, bat
     start = time.process_time()
     trainer.train(resume_from_checkpoint=checkpoint)
     minutes = (time.process_time() - start) / 60
-    print(f"{trainer.state.global_step} steps, {minutes:.1f} CPU minutes in this call", flush=True)
+    step = trainer.state.global_step
+    print(f"{step} steps, {minutes:.1f} CPU minutes in this call, commit {read_commit()}", flush=True)
 
 
 def save_tower(tower: nn.Module, out: Path) -> None:
