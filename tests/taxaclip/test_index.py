@@ -8,7 +8,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from support.taxa import TAXA
 from taxaclip import RANKS, TaxonIndex, TaxonPath
-from taxaclip.index import embed_texts
+from taxaclip.texts import embed_texts
 
 DIM = 24
 
@@ -70,7 +70,41 @@ def test_stored_precision_bounds_the_error_of_cosines(dtype: str, bound: float) 
     assert index.embeddings.element_size() == {"float32": 4, "float16": 2, "int8": 1}[dtype]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_rescored_rows_have_the_cosines_of_float16() -> None:
+    generator = torch.Generator().manual_seed(2)
+    embeds, image = (torch.randn(size, 768, generator=generator) for size in (500, 4))
+    taxa = [TaxonPath(("A", "", "", "", f"F{number % 7}", "B", f"{number:03d}")) for number in range(500)]
+    rough, half, both = (
+        TaxonIndex(taxa, embeds, logit_scale=50.0, dtype=dtype) for dtype in ("int8", "float16", "int8+float16")
+    )
+    for within in (None, ["F2", "F5"]):
+        exact, coarse = half.score(image, within), rough.score(image, within)
+        for count, other in ((500, exact), (0, coarse)):
+            scores = both.score(image, within, rescore=count)
+            for rank in RANKS:
+                torch.testing.assert_close(scores.probs[rank], other.probs[rank], rtol=0, atol=1e-6)
+        scores = both.score(image, within, rescore=20)
+        torch.testing.assert_close(scores.max_cosine, exact.max_cosine, rtol=0, atol=1e-6)
+        assert (coarse.max_cosine - exact.max_cosine).abs().max() > 1e-5
+        # Ratios of probabilities of rescored rows are exact; only the tail's share of the sum is int8's.
+        best = exact.probs["species"].topk(5).indices
+        ratio, expected = (s.probs["species"].gather(1, best) for s in (scores, exact))
+        torch.testing.assert_close(ratio / ratio[:, :1], expected / expected[:, :1], rtol=1e-4, atol=0)
+
+
+def test_embeddings_of_images_must_be_finite() -> None:
+    image = torch.ones(3, DIM)
+    image[1, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"rows \[1\]"):
+        make_index()[0].score(image)
+
+
+def test_no_clade_is_not_the_same_as_all() -> None:
+    with pytest.raises(ValueError, match="None means all"):
+        make_index()[0].find([])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int8+float16"])
 def test_saved_index_scores_the_same_and_is_replaced_whole(dtype: str, tmp_path: Path) -> None:
     index, _ = make_index(dtype)
     for _ in range(2):
@@ -136,6 +170,10 @@ def test_published_arrays_are_imported_without_their_empty_columns(
     assert index_sums(index, image, "genus")[0] == pytest.approx(
         plain_sums(embeds, image, "genus", [0, 1, 2, 3, 4])[0]
     )
+    array[3, 1] = np.nan
+    np.save(tmp_path / "txt.npy", array)
+    with pytest.raises(ValueError, match=r"not finite .*Ursus maritimus"):
+        TaxonIndex.from_npy(tmp_path / "txt.npy", tmp_path / "txt.json")
     (tmp_path / "txt.json").write_text(json.dumps(entries[:-1]))
     with pytest.raises(ValueError, match="transposed"):
         TaxonIndex.from_npy(tmp_path / "txt.npy", tmp_path / "txt.json")

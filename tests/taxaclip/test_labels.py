@@ -6,7 +6,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from taxaclip import LabelClassifier
 from taxaclip.images import embed_images, read_batches, read_image
-from taxaclip.index import embed_texts
+from taxaclip.texts import embed_texts
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGES = [GOLDEN / f"img_{number}.png" for number in range(4)]

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
+from taxaclip.clades import Within
 from taxaclip.functional import greedy_path
 from taxaclip.images import ImageInput, embed_images, read_batches
-from taxaclip.index import RankScores, TaxonIndex, Within
+from taxaclip.index import RankScores, TaxonIndex
 from taxaclip.taxonomy import RANKS
 
 Row = dict[str, Any]

@@ -18,6 +18,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from taxaclip import open_clip
+from taxaclip.provenance import hash_file
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
@@ -43,18 +44,6 @@ def _whole_folder(dst: Path) -> Iterator[Path]:
         partial.rename(dst)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def find_weights(src: Path) -> Path:
@@ -199,7 +188,7 @@ def open_clip_to_hf(
                 shutil.copyfile(weights.parent / name, folder / name)
         if keep_replay and replay is not None:
             save_file({open_clip.REPLAY: replay}, folder / REPLAY_FILE)
-        record = {"source": weights.name, "sha256": _sha256(weights), "source_dtypes": dtypes, **options}
+        record = {"source": weights.name, "sha256": hash_file(weights), "source_dtypes": dtypes, **options}
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return dst
 
@@ -335,7 +324,7 @@ def _fetch(repo_or_path: str | Path, revision: str | None) -> Path:
 
 def _convert_once(src: Path) -> Path:
     weights = find_weights(src)
-    key = hashlib.sha256(_sha256(weights).encode())
+    key = hashlib.sha256(hash_file(weights).encode())
     for name in (CONFIG, *TOKENIZER_FILES):
         if (weights.parent / name).is_file():
             key.update((weights.parent / name).read_bytes())

@@ -1,35 +1,27 @@
 """An index of taxa: text embeddings sorted by path, on disk and memory-mapped, so that a clade is a slice."""
 
-import difflib
 import json
 import logging
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from transformers import CLIPModel, CLIPProcessor
-from transformers.utils.logging import tqdm
 
+from taxaclip.clades import Interval, Within, active_groups, find_intervals
 from taxaclip.functional import rank_offsets, rank_sums
-from taxaclip.taxonomy import RANKS, TaxonPath, clean_text, sort_taxa
+from taxaclip.index_files import read_index, write_index
+from taxaclip.taxonomy import RANKS, TaxonPath, sort_taxa
+from taxaclip.texts import TEMPLATES, embed_names
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
-TEMPLATES = ("a photo of {}.",)
-FILES = ("index.safetensors", "ranks.safetensors", "taxonomy.arrow", "meta.json")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8, "int8+float16": torch.int8}
 CHUNK = 65536  # rows that are in float32 at a time
 
 logger = logging.getLogger(__name__)
-
-Within = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,8 @@ class TaxonIndex:
         taxa (sequence of `TaxonPath`): the taxa, in any order.
         embeddings (`torch.Tensor` of shape `(num_taxa, dim)`): their text embeddings; normalised here.
         logit_scale (`float`): scale of the cosines, `model.logit_scale.exp()`.
-        dtype (`str`, defaults to `"float16"`): how embeddings are stored: `"float32"`, `"float16"` or `"int8"`.
+        dtype (`str`, defaults to `"float16"`): how embeddings are stored: `"float32"`, `"float16"`, `"int8"`, or
+            `"int8+float16"`, where int8 finds the likeliest rows and float16 rows, read from disk, score these again.
         source (`dict`, *optional*): where the embeddings come from, for `meta.json`.
 
     Raises:
@@ -108,10 +101,11 @@ class TaxonIndex:
             )
         order = sort_taxa(taxa)
         unit = embeddings.float()[order] / norms[order, None]
-        self.scale = unit.abs().amax(dim=1) / 127 if dtype == "int8" else None
+        self.scale = unit.abs().amax(dim=1) / 127 if DTYPES[dtype] == torch.int8 else None
         self.embeddings = (
             (unit / self.scale[:, None]).round().to(torch.int8) if self.scale is not None else unit.to(DTYPES[dtype])
         )
+        self.exact = unit.to(torch.float16) if dtype == "int8+float16" else None
         columns = {rank: [taxa[i].names[column] for i in order] for column, rank in enumerate(RANKS)}
         columns |= {name: [getattr(taxa[i], name) for i in order] for name in ("common_name", "subspecies")}
         self.table = pa.table({name: pa.array(values).dictionary_encode() for name, values in columns.items()})
@@ -130,6 +124,7 @@ class TaxonIndex:
         templates: Sequence[str] = TEMPLATES,
         batch_size: int = 256,
         dtype: str = "float16",
+        parts_dir: Path | None = None,
     ) -> "TaxonIndex":
         """Returns the index of these taxa for a CLIP, with progress.
 
@@ -142,22 +137,16 @@ class TaxonIndex:
                 embeddings of several are averaged.
             batch_size (`int`, defaults to 256): prompts at a time; short ones come together.
             dtype (`str`, defaults to `"float16"`): as of the class.
+            parts_dir (`Path`, *optional*): folder in which batches are kept until the end, so that a stopped call with
+                the same arguments goes on.
 
         Raises:
             ValueError: for templates without one `{}`.
         """
-        if not templates or any(template.count("{}") != 1 for template in templates):
-            raise ValueError(f"Expected templates with one '{{}}' each, got {list(templates)}.")
         texts = [taxon.describe(text_type) for taxon in taxa]
-        distinct = sorted(set(texts), key=lambda text: (len(text), text))
-        prompts = [clean_text(template.format(text)) for text in distinct for template in templates]
-        chunks = [prompts[at : at + batch_size] for at in range(0, len(prompts), batch_size)]
-        embeds = torch.cat([embed_texts(model, processor, chunk) for chunk in tqdm(chunks, desc="taxa", disable=None)])
-        embeds = embeds.unflatten(0, (len(distinct), len(templates))).mean(dim=1)
-        row = {text: number for number, text in enumerate(distinct)}
+        embeds = embed_names(model, processor, texts, templates=templates, batch_size=batch_size, parts_dir=parts_dir)
         source = {"model": model.config._name_or_path, "templates": list(templates), "text_type": text_type}
-        scale = model.logit_scale.exp().item()
-        return cls(taxa, embeds[[row[text] for text in texts]], logit_scale=scale, dtype=dtype, source=source)
+        return cls(taxa, embeds, logit_scale=model.logit_scale.exp().item(), dtype=dtype, source=source)
 
     @classmethod
     def from_npy(
@@ -182,9 +171,12 @@ class TaxonIndex:
             )
         taxa = [TaxonPath(tuple(names), common or "") for names, common in entries]
         embeds = torch.from_numpy(np.ascontiguousarray(array.T))
-        kept = torch.nonzero(embeds.float().norm(dim=1) > 1e-6).flatten().tolist()
-        if len(kept) < len(taxa):
-            lost = sorted(set(range(len(taxa))) - set(kept))
+        norms = embeds.float().norm(dim=1)
+        if bad := torch.nonzero(~norms.isfinite()).flatten().tolist():
+            named = ", ".join(taxa[i].scientific_name for i in bad[:10])
+            raise ValueError(f"{len(bad)} embeddings in {npy} are not finite ({named}); is the file whole?")
+        kept = torch.nonzero(norms > 1e-6).flatten().tolist()
+        if lost := torch.nonzero(norms <= 1e-6).flatten().tolist():
             named = ", ".join(taxa[i].scientific_name for i in lost[:10])
             logger.warning("%d taxa have an all-zero vector and were left out: %s", len(lost), named)
         return cls(
@@ -221,32 +213,11 @@ class TaxonIndex:
         Raises:
             FileExistsError: if there is something else than an index.
         """
-        folder = Path(folder)
-        if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= set(FILES)):
-            raise FileExistsError(
-                f"Expected a new folder, or one with an index to replace, got {folder}; name another."
-            )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        tensors = {"embeddings": self.embeddings, **({"scale": self.scale} if self.scale is not None else {})}
-        save_file(tensors, partial / "index.safetensors")
-        save_file(self.offsets, partial / "ranks.safetensors")
-        with (
-            pa.OSFile(str(partial / "taxonomy.arrow"), "wb") as file,
-            pa.ipc.new_file(file, self.table.schema) as writer,
-        ):
-            writer.write_table(self.table)
+        tensors = {"embeddings": self.embeddings, "scale": self.scale, "exact": self.exact}
         meta = {"logit_scale": self.logit_scale, "source": self.source}
-        (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        partial.chmod(0o755)
-        if folder.exists():  # moved aside first, so that one of the two is always whole
-            old = partial.with_name(f"{partial.name}-old")
-            folder.replace(old)
-            partial.replace(folder)
-            shutil.rmtree(old)
-        else:
-            partial.replace(folder)
-        return folder
+        held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        write_index(Path(folder), held, self.offsets, self.table, meta)
+        return Path(folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "TaxonIndex":
@@ -258,24 +229,13 @@ class TaxonIndex:
         Raises:
             FileNotFoundError: if a file of the index is missing.
         """
-        folder = Path(folder)
-        for name in FILES:
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"Expected a taxon index in {folder}, but {name} is missing; write it by save_pretrained."
-                )
         index = cls.__new__(cls)
-        with safe_open(folder / "index.safetensors", "pt") as file:
-            index.embeddings = file.get_tensor("embeddings")
-            index.scale = file.get_tensor("scale") if "scale" in file.keys() else None  # noqa: SIM118
-        with safe_open(folder / "ranks.safetensors", "pt") as file:
-            index.offsets = {rank: file.get_tensor(rank) for rank in RANKS}
-        index.table = pa.ipc.open_file(pa.memory_map(str(folder / "taxonomy.arrow"))).read_all()
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        tensors, index.offsets, index.table, meta = read_index(Path(folder))
+        index.embeddings, index.scale, index.exact = (tensors.get(name) for name in ("embeddings", "scale", "exact"))
         index.logit_scale, index.source = meta["logit_scale"], meta["source"]
         return index
 
-    def find(self, within: Within | None) -> list[tuple[int, int]]:
+    def find(self, within: Within | None) -> list[Interval]:
         """Returns the row intervals of some clades, sorted and disjoint; the whole index for None.
 
         Args:
@@ -284,57 +244,48 @@ class TaxonIndex:
         Raises:
             ValueError: for an unknown name, with close ones, or a name of several clades, with their paths.
         """
-        if within is None:
-            return [(0, len(self))]
-        intervals = sorted(self._find_one(name, rank) for rank, name in _pairs(within))
-        merged = intervals[:1]
-        for low, high in intervals[1:]:
-            if low <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
-            else:
-                merged.append((low, high))
-        return merged
+        return find_intervals(self.table, self.offsets, within)
 
-    def _find_one(self, name: str, rank: str | None) -> tuple[int, int]:
-        found = []
-        for at in RANKS if rank is None else (rank,):
-            starts, column = self.offsets[at], self.table[at].combine_chunks()
-            code = pc.index(column.dictionary, name).as_py()
-            if code >= 0:
-                codes = column.indices.to_numpy()[starts[:-1].numpy()]
-                found += [(int(starts[group]), int(starts[group + 1])) for group in np.flatnonzero(codes == code)]
-        if not found:
-            known = {value for at in RANKS[:-1] for value in self.table[at].combine_chunks().dictionary.to_pylist()}
-            close = difflib.get_close_matches(name, known, n=3)
-            raise ValueError(
-                f"Unknown clade {name!r}{f' at rank {rank}' if rank else ''}; close names: {close or 'none'}."
-            )
-        if len(set(found)) > 1:
-            paths = ["/".join(filter(None, self.names(low))) for low, _ in found[:4]]
-            raise ValueError(
-                f"{name!r} names {len(found)} clades ({'; '.join(paths)}); give its rank, or a clade within."
-            )
-        return found[0]
+    def clades(self, rank: str, within: Within | None = None) -> Iterator[tuple[tuple[str, ...], str, int]]:
+        """Yields the clades of a rank in the order of the index.
 
-    def score(self, image_embeds: torch.Tensor, within: Within | None = None) -> RankScores:
+        Args:
+            rank (`str`): one of `RANKS`.
+            within (*optional*): clades to look in, as of `find`.
+
+        Yields:
+            the names from the kingdom to the rank, the common name (of species only), and the number of taxa.
+        """
+        offsets, first_rows = active_groups(self.offsets, self.find(within))
+        depth = RANKS.index(rank) + 1
+        for row, count in zip(first_rows[rank].tolist(), offsets[rank].diff().tolist(), strict=True):
+            yield self.names(row)[:depth], self.common_name(row) if rank == "species" else "", count
+
+    def score(self, image_embeds: torch.Tensor, within: Within | None = None, *, rescore: int = 4096) -> RankScores:
         """Returns the probabilities of every group at every rank, from one softmax over the taxa.
 
         Args:
             image_embeds (`torch.Tensor` of shape `(batch_size, dim)`): image embeddings of any length. The logits take
                 `batch_size * num_taxa * 4` bytes.
             within (*optional*): clades to choose from, as of `find`; the softmax is over their taxa only.
+            rescore (`int`, defaults to 4096): in an index of dtype `"int8+float16"`, how many of the likeliest rows of
+                each image are scored again by their float16 rows; the others keep their int8 cosine.
 
         Raises:
-            ValueError: if the embeddings have another size than the index.
+            ValueError: if the embeddings have another size than the index, or are not finite.
         """
         if image_embeds.ndim != 2 or image_embeds.shape[1] != self.embeddings.shape[1]:
             raise ValueError(
                 f"Expected image embeddings (batch_size, {self.embeddings.shape[1]}), got {tuple(image_embeds.shape)}."
             )
-        intervals = self.find(within)
         unit = torch.nn.functional.normalize(image_embeds.float().cpu(), dim=-1)
+        if bad := torch.nonzero(~unit.isfinite().all(dim=1)).flatten().tolist():
+            raise ValueError(f"Expected finite image embeddings, but rows {bad[:10]} are not; check model and dtype.")
+        intervals = self.find(within)
         cosines = torch.cat([self._cosines(unit, *interval) for interval in intervals], dim=1)
-        offsets, first_rows = self._active(intervals)
+        if self.exact is not None and rescore > 0:
+            self._rescore(unit, cosines, intervals, rescore)
+        offsets, first_rows = active_groups(self.offsets, intervals)
         probs = (self.logit_scale * cosines).softmax(dim=1)
         return RankScores(rank_sums(probs, offsets), first_rows, offsets, cosines.amax(dim=1))
 
@@ -348,48 +299,10 @@ class TaxonIndex:
             cosines[:, at - low : end - low] = unit @ rows.T
         return cosines
 
-    def _active(self, intervals: Iterable[tuple[int, int]]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Returns where groups begin among the rows of these intervals, and a row of the index in each group."""
-        intervals = list(intervals)
-        offsets, first_rows = {}, {}
-        for rank in RANKS:
-            starts = self.offsets[rank]
-            parts, rows, seen, last = [], [], 0, -1
-            for low, high in intervals:
-                group = torch.arange(
-                    int(torch.searchsorted(starts, low, right=True)) - 1, int(torch.searchsorted(starts, high))
-                )
-                begins = starts[group].clamp(min=low)
-                fresh = group > last  # the first group may have begun in an earlier interval
-                parts.append(begins[fresh] - low + seen)
-                rows.append(begins[fresh])
-                seen, last = seen + high - low, int(group[-1])
-            offsets[rank] = torch.cat([*parts, torch.tensor([seen])])
-            first_rows[rank] = torch.cat(rows)
-        return offsets, first_rows
-
-
-def _pairs(within: Within) -> list[tuple[str | None, str]]:
-    if isinstance(within, str):
-        return [(None, within)]
-    if not isinstance(within, Mapping):
-        return [(None, name) for name in within]
-    if unknown := sorted(set(within) - set(RANKS)):
-        raise ValueError(f"Unknown ranks {unknown} in `within`; choose from {list(RANKS)}.")
-    return [(rank, name) for rank, names in within.items() for name in ([names] if isinstance(names, str) else names)]
-
-
-@torch.no_grad()
-def embed_texts(model: CLIPModel, processor: CLIPProcessor, texts: Sequence[str]) -> torch.Tensor:
-    """Returns the normalised text embeddings, (num_texts, dim), float32, on the CPU.
-
-    Args:
-        model (`CLIPModel`): any CLIP.
-        processor (`CLIPProcessor`): its processor.
-        texts (sequence of `str`): the texts; those longer than the context are cut.
-    """
-    length = model.text_model.embeddings.position_embedding.num_embeddings
-    inputs = processor.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
-    inputs = inputs.to(model.device)
-    pooled = model.text_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
-    return torch.nn.functional.normalize(model.text_projection(pooled).float(), dim=-1).cpu()
+    def _rescore(self, unit: torch.Tensor, cosines: torch.Tensor, intervals: Sequence[Interval], count: int) -> None:
+        """Replaces the largest cosines of each image by those of the float16 rows."""
+        assert self.exact is not None
+        rows = torch.cat([torch.arange(low, high) for low, high in intervals])
+        best = cosines.topk(min(count, len(rows)), dim=1).indices
+        for number, columns in enumerate(best):
+            cosines[number, columns] = self.exact[rows[columns]].float() @ unit[number]

@@ -7,8 +7,7 @@ import torch
 from transformers import CLIPModel, CLIPProcessor
 
 from taxaclip.images import ImageInput, embed_images, read_batches
-from taxaclip.index import TEMPLATES, embed_texts
-from taxaclip.taxonomy import clean_text
+from taxaclip.texts import TEMPLATES, embed_names
 
 Row = dict[str, Any]
 
@@ -55,8 +54,7 @@ class LabelClassifier:
         if bins is not None and (missing := [label for label in labels if not bins.get(label)]):
             raise ValueError(f"Expected a bin for every label, got none for {missing[:5]}.")
         self.model, self.processor = model, processor
-        prompts = [clean_text(template.format(label)) for label in labels for template in templates]
-        embeds = embed_texts(model, processor, prompts).unflatten(0, (len(labels), len(templates))).mean(dim=1)
+        embeds = embed_names(model, processor, labels, templates=templates)
         self.embeddings = torch.nn.functional.normalize(embeds, dim=-1)
         bin_of = list(labels) if bins is None else [bins[label] for label in labels]
         self.classes = list(dict.fromkeys(bin_of))

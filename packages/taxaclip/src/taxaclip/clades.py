@@ -1,0 +1,99 @@
+"""Clades by name: from names of any ranks to intervals of the sorted taxa, and the groups inside intervals."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from taxaclip.taxonomy import RANKS
+
+Within = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+Interval = tuple[int, int]
+Offsets = dict[str, torch.Tensor]
+
+
+def find_intervals(table: pa.Table, offsets: Offsets, within: Within | None) -> list[Interval]:
+    """Returns the row intervals of some clades, sorted and disjoint; the whole table for None.
+
+    Args:
+        table (`pyarrow.Table`): a dictionary-encoded column for each rank, sorted by path.
+        offsets (`dict`): where the groups of each rank begin, as of `rank_offsets`.
+        within (`str`, sequence of `str`, or mapping from rank to names): clades of any ranks, by name.
+
+    Raises:
+        ValueError: for an unknown name, with close ones, or a name of several clades, with their paths.
+    """
+    if within is None:
+        return [(0, len(table))]
+    intervals = sorted(_find_one(table, offsets, name, rank) for rank, name in _pairs(within))
+    merged = intervals[:1]
+    for low, high in intervals[1:]:
+        if low <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged
+
+
+def _pairs(within: Within) -> list[tuple[str | None, str]]:
+    if isinstance(within, str):
+        return [(None, within)]
+    if not isinstance(within, Mapping):
+        pairs: list[tuple[str | None, str]] = [(None, name) for name in within]
+    elif unknown := sorted(set(within) - set(RANKS)):
+        raise ValueError(f"Unknown ranks {unknown} in `within`; choose from {list(RANKS)}.")
+    else:
+        pairs = [
+            (rank, name) for rank, names in within.items() for name in ([names] if isinstance(names, str) else names)
+        ]
+    if not pairs:
+        raise ValueError("Expected at least one clade in `within`, got none; None means all taxa.")
+    return pairs
+
+
+def _find_one(table: pa.Table, offsets: Offsets, name: str, rank: str | None) -> Interval:
+    found = []
+    for at in RANKS if rank is None else (rank,):
+        starts, column = offsets[at], table[at].combine_chunks()
+        code = pc.index(column.dictionary, name).as_py()
+        if code >= 0:
+            codes = column.indices.to_numpy()[starts[:-1].numpy()]
+            found += [(int(starts[group]), int(starts[group + 1])) for group in np.flatnonzero(codes == code)]
+    if not found:
+        known = {value for at in RANKS[:-1] for value in table[at].combine_chunks().dictionary.to_pylist()}
+        close = difflib.get_close_matches(name, known, n=3)
+        raise ValueError(
+            f"Unknown clade {name!r}{f' at rank {rank}' if rank else ''}; close names: {close or 'none'}."
+        )
+    if len(set(found)) > 1:
+        paths = ["/".join(filter(None, (table[at][low].as_py() for at in RANKS))) for low, _ in found[:4]]
+        raise ValueError(f"{name!r} names {len(found)} clades ({'; '.join(paths)}); give its rank, or a clade within.")
+    return found[0]
+
+
+def active_groups(offsets: Offsets, intervals: Sequence[Interval]) -> tuple[Offsets, Offsets]:
+    """Returns where groups begin among the rows of these intervals, and a row of the table in each group.
+
+    Args:
+        offsets (`dict`): where the groups of each rank begin, as of `rank_offsets`.
+        intervals (sequence of pairs of `int`): sorted and disjoint.
+    """
+    begins_of, first_rows = {}, {}
+    for rank in RANKS:
+        starts = offsets[rank]
+        parts, rows, seen, last = [], [], 0, -1
+        for low, high in intervals:
+            group = torch.arange(
+                int(torch.searchsorted(starts, low, right=True)) - 1, int(torch.searchsorted(starts, high))
+            )
+            begins = starts[group].clamp(min=low)
+            fresh = group > last  # the first group may have begun in an earlier interval
+            parts.append(begins[fresh] - low + seen)
+            rows.append(begins[fresh])
+            seen, last = seen + high - low, int(group[-1])
+        begins_of[rank] = torch.cat([*parts, torch.tensor([seen])])
+        first_rows[rank] = torch.cat(rows)
+    return begins_of, first_rows

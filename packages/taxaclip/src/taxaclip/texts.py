@@ -1,0 +1,75 @@
+"""Text embeddings: of texts as they are, and of names in prompts, averaged over templates."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import CLIPModel, CLIPProcessor
+from transformers.utils.logging import tqdm
+
+from taxaclip.parts import Parts
+from taxaclip.provenance import hash_model
+from taxaclip.taxonomy import clean_text
+
+TEMPLATES = ("a photo of {}.",)
+
+
+@torch.no_grad()
+def embed_texts(model: CLIPModel, processor: CLIPProcessor, texts: Sequence[str]) -> torch.Tensor:
+    """Returns the normalised text embeddings, (num_texts, dim), float32, on the CPU.
+
+    Args:
+        model (`CLIPModel`): any CLIP.
+        processor (`CLIPProcessor`): its processor.
+        texts (sequence of `str`): the texts; those longer than the context are cut.
+    """
+    length = model.text_model.embeddings.position_embedding.num_embeddings
+    inputs = processor.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+    inputs = inputs.to(model.device)
+    pooled = model.text_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
+    return torch.nn.functional.normalize(model.text_projection(pooled).float(), dim=-1).cpu()
+
+
+def embed_names(
+    model: CLIPModel,
+    processor: CLIPProcessor,
+    names: Sequence[str],
+    *,
+    templates: Sequence[str] = TEMPLATES,
+    batch_size: int = 256,
+    parts_dir: Path | None = None,
+) -> torch.Tensor:
+    """Returns the embeddings of names in prompts, averaged over the templates, (num_names, dim), with progress.
+
+    A name that comes twice is embedded once, and prompts of like lengths come together.
+
+    Args:
+        model (`CLIPModel`): any CLIP.
+        processor (`CLIPProcessor`): its processor.
+        names (sequence of `str`): the names.
+        templates (sequence of `str`, defaults to `("a photo of {}.",)`): prompts with one `{}` each.
+        batch_size (`int`, defaults to 256): prompts at a time.
+        parts_dir (`Path`, *optional*): folder in which batches are kept, so that a stopped call with the same
+            arguments goes on; removed at the end.
+
+    Raises:
+        ValueError: for templates without one `{}`.
+    """
+    if not templates or any(template.count("{}") != 1 for template in templates):
+        raise ValueError(f"Expected templates with one '{{}}' each, got {list(templates)}.")
+    distinct = sorted(set(names), key=lambda text: (len(text), text))
+    prompts = [clean_text(template.format(text)) for text in distinct for template in templates]
+    chunks = [prompts[at : at + batch_size] for at in range(0, len(prompts), batch_size)]
+    parts = None if parts_dir is None else Parts(parts_dir, [hash_model(model), str(batch_size), *prompts])
+    embeds = []
+    for number, chunk in enumerate(tqdm(chunks, desc="texts", disable=None)):
+        if parts is None:
+            embeds.append(embed_texts(model, processor, chunk))
+        else:
+            embeds.append(parts.get(number, lambda chunk=chunk: (embed_texts(model, processor, chunk), {})))  # type: ignore[misc]
+    mean = torch.cat(embeds).unflatten(0, (len(distinct), len(templates))).mean(dim=1)
+    if parts is not None:
+        parts.remove()
+    row = {text: number for number, text in enumerate(distinct)}
+    chosen: torch.Tensor = mean[[row[text] for text in names]]
+    return chosen
