@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -6,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,6 +16,9 @@ from transformers import CLIPModel, CLIPProcessor
 
 from support.taxa import TAXA
 from taxaclip import RANKS, TaxonClassifier, TaxonIndex, cli
+from taxaclip.provenance import hash_model
+from taxaclip.taxonomy import sort_taxa
+from taxaclip.writing import read_taxa
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGES = [str(GOLDEN / f"img_{number}.png") for number in range(4)]
@@ -96,23 +102,71 @@ def test_a_killed_run_goes_on(folders: dict[str, str], tmp_path: Path) -> None:
     assert out.read_text().startswith(before[: before.rfind("\n") + 1])
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_tables_hold_the_rows_of_json_lines(suffix: str, folders: dict[str, str], tmp_path: Path) -> None:
+    arguments = ["predict", "--model", folders["model"], "--index", folders["index"], "--top-k", "2"]
+    lines, table = tmp_path / "rows.jsonl", tmp_path / f"rows{suffix}"
+    assert cli.main([*arguments, *IMAGES, "--output", str(lines)]) == 0
+    assert cli.main([*arguments, *IMAGES[:2], "--output", str(table)]) == 0
+    assert cli.main([*arguments, *IMAGES, "--output", str(table)]) == 0
+    expected = [row for line in read_rows(lines) for row in line["rows"]]  # type: ignore[attr-defined]
+    found = pq.read_table(table) if suffix == ".parquet" else pa_csv.read_csv(table)
+    assert [(row["file_name"], row["species"]) for row in found.to_pylist()] == [
+        (row["file_name"], row["species"]) for row in expected
+    ]
+    assert found["score"].to_pylist() == pytest.approx([row["score"] for row in expected], abs=1e-6)
+
+
+def test_log_says_what_made_the_rows(folders: dict[str, str], tmp_path: Path) -> None:
+    log = tmp_path / "run.json"
+    arguments = ["predict", *IMAGES, "--model", folders["model"], "--index", folders["index"], "--log", str(log)]
+    assert cli.main([*arguments, "--output", str(tmp_path / "rows.csv")]) == 0
+    entries = json.loads(log.read_text())
+    weights = Path(folders["index"], "index.safetensors").read_bytes()
+    assert entries["index_sha256"] == hashlib.sha256(weights).hexdigest()
+    assert entries["model_sha256"] == hash_model(CLIPModel.from_pretrained(folders["model"]))
+    assert entries["versions"]["torch"] == torch.__version__
+    assert (entries["command"], entries["arguments"]["images"]) == ("predict", IMAGES)
+    assert (entries["num_images"], entries["num_done_before"]) == (4, 0)
+    assert entries["started"] <= entries["ended"]
+    assert "error" not in entries
+    assert cli.main([*arguments, "--output", str(tmp_path / "rows.csv"), "--within", "Nowhere"]) == 2
+    assert "Nowhere" in json.loads(log.read_text())["error"]
+
+
+def test_taxa_are_listed_as_the_csv_they_came_from(
+    folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["taxa", folders["index"], "--output", str(tmp_path / "taxa.csv")]) == 0
+    assert read_taxa(tmp_path / "taxa.csv") == [TAXA[i] for i in sort_taxa(TAXA)]
+    capsys.readouterr()
+    assert cli.main(["taxa", folders["index"], "--rank", "class", "--within", "Chordata"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "kingdom,phylum,class,common_name,num_taxa",
+        "Animalia,Chordata,,,1",
+        "Animalia,Chordata,Aves,,1",
+        "Animalia,Chordata,Mammalia,,2",
+    ]
+
+
 def test_nothing_is_overwritten_by_mistake(
     folders: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "notes.txt").write_text("my notes\n")
+    (tmp_path / "notes.jsonl").write_text("my notes\n")
     arguments = ["predict", *IMAGES, "--model", folders["model"], "--index", folders["index"]]
-    assert cli.main([*arguments, "--output", str(tmp_path / "notes.txt")]) == 2
+    assert cli.main([*arguments, "--output", str(tmp_path / "notes.jsonl")]) == 2
     assert "line 1" in capsys.readouterr().err
-    assert (tmp_path / "notes.txt").read_text() == "my notes\n"
-    (tmp_path / "notes.txt").write_text("no line end")
-    assert cli.main([*arguments, "--output", str(tmp_path / "notes.txt")]) == 2
-    assert (tmp_path / "notes.txt").read_text() == "no line end"
+    assert (tmp_path / "notes.jsonl").read_text() == "my notes\n"
+    (tmp_path / "notes.jsonl").write_text("no line end")
+    assert cli.main([*arguments, "--output", str(tmp_path / "notes.jsonl")]) == 2
+    assert (tmp_path / "notes.jsonl").read_text() == "no line end"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (["predict", *IMAGES, "--output", "x.jsonl"], "either --index or --labels"),
+        (["predict", *IMAGES, "--labels", "a", "--output", "x.txt"], ".parquet"),
         (["predict", "gone.png", "--labels", "a", "--output", "x.jsonl"], "there is no gone.png"),
         (["embed", "gone", "--output", "x.safetensors"], "there is no gone"),
         (["index", "bad.csv", "x"], "order"),

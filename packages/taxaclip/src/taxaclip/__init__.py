@@ -9,6 +9,7 @@ from taxaclip.index import RankScores, TaxonIndex
 from taxaclip.labels import LabelClassifier
 from taxaclip.losses import chunked_contrastive_loss, contrastive_loss, replay_loss
 from taxaclip.open_clip import UnsupportedArchitecture
+from taxaclip.rows import finished_names, write_rows
 from taxaclip.taxonomy import RANKS, TaxonPath, normalise
 
 __all__ = [
@@ -26,12 +27,14 @@ __all__ = [
     "chunked_contrastive_loss",
     "contrastive_loss",
     "distributed_contrastive_loss",
+    "finished_names",
     "from_pretrained",
     "hf_to_open_clip",
     "normalise",
     "open_clip_to_hf",
     "replay_loss",
     "variation_geometry",
+    "write_rows",
 ]
 
 __version__ = "0.1.0"

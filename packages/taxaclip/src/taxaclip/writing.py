@@ -1,10 +1,9 @@
-"""Results on disk: rows as JSON lines that a stopped run goes on with, embeddings as safetensors, taxa from CSV."""
+"""Embeddings on disk, made part by part so that a stopped run goes on, and taxa as CSV."""
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,6 +11,8 @@ from transformers import CLIPModel, CLIPProcessor
 from transformers.utils.logging import tqdm
 
 from taxaclip.images import embed_images, read_batches
+from taxaclip.parts import Parts
+from taxaclip.provenance import hash_model
 from taxaclip.taxonomy import RANKS, TaxonPath
 
 
@@ -40,55 +41,12 @@ def read_taxa(path: Path) -> list[TaxonPath]:
     return taxa
 
 
-def finished_names(path: Path) -> set[str]:
-    """Returns the names of the images whose rows a file of JSON lines holds; half a line at its end is cut off.
-
-    Args:
-        path (`Path`): the file; it need not exist.
-
-    Raises:
-        ValueError: if a whole line is not a row.
-    """
-    if not path.exists():
-        return set()
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    names: set[str] = set()
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            names.add(json.loads(line)["file_name"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"Expected rows of an earlier run in {path}, but line {number} is none.") from None
-    rest = text[len(whole) :]
-    if rest:
-        begin = '{"file_name": '
-        if not (rest.startswith(begin) or begin.startswith(rest)):
-            raise ValueError(
-                f"Expected rows of an earlier run in {path}, but it ends in something else; name another."
-            )
-        path.write_text(whole, encoding="utf-8")
-    return names
-
-
-def append_jsonl(path: Path, results: Iterable[list[dict[str, Any]]], names: Sequence[str]) -> None:
-    """Appends `{"file_name": name, "rows": [...]}` for each image: a whole line, or none where the run is stopped.
-
-    Args:
-        path (`Path`): the file.
-        results (iterable of lists of rows): in the order of `names`.
-        names (sequence of `str`): the images.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        for name, rows in zip(names, tqdm(results, total=len(names), desc="images", disable=None), strict=True):
-            file.write(json.dumps({"file_name": name, "rows": rows}) + "\n")
-            file.flush()
-
-
 def write_embeddings(
     path: Path, model: CLIPModel, processor: CLIPProcessor, images: Sequence[Path], batch_size: int
 ) -> None:
     """Writes the normalised embeddings of images as safetensors, with their names and those of unreadable ones.
+
+    Batches are kept beside the file, in `.<name>.parts`, until all are done: a stopped run goes on with the next one.
 
     Args:
         path (`Path`): the file; written whole or not at all.
@@ -97,16 +55,30 @@ def write_embeddings(
         images (sequence of `Path`): the images.
         batch_size (`int`): images at a time.
     """
-    parts = [torch.zeros(0, model.visual_projection.out_features)]
+    job = [hash_model(model), str(batch_size), *map(str, images)]
+    parts = Parts(path.with_name(f".{path.name}.parts"), job)
+    tensors = [torch.zeros(0, model.visual_projection.out_features)]
     names: list[str] = []
     errors: dict[str, str] = {}
-    batches = read_batches(images, batch_size)
-    for entries, pictures in tqdm(batches, total=-(-len(images) // batch_size), desc="batches", disable=None):
-        errors |= {name: error for name, error in entries if error is not None}
-        names += [name for name, error in entries if error is None]
-        if pictures:
-            parts.append(embed_images(model, processor, pictures))
+    for number in tqdm(range(-(-len(images) // batch_size)), desc="batches", disable=None):
+        batch = images[number * batch_size : (number + 1) * batch_size]
+        tensors.append(parts.get(number, lambda batch=batch: _embed_batch(model, processor, batch)))  # type: ignore[misc]
+        texts = parts.texts(number)
+        names += json.loads(texts["names"])
+        errors |= json.loads(texts["errors"])
     partial = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"embeddings": torch.cat(parts)}, partial, {"names": json.dumps(names), "errors": json.dumps(errors)})
+    save_file({"embeddings": torch.cat(tensors)}, partial, {"names": json.dumps(names), "errors": json.dumps(errors)})
     partial.replace(path)
+    parts.remove()
+
+
+def _embed_batch(
+    model: CLIPModel, processor: CLIPProcessor, batch: Sequence[Path]
+) -> tuple[torch.Tensor, dict[str, str]]:
+    ((entries, pictures),) = read_batches(batch, len(batch))
+    embeds = (
+        embed_images(model, processor, pictures) if pictures else torch.zeros(0, model.visual_projection.out_features)
+    )
+    names = [name for name, error in entries if error is None]
+    errors = {name: error for name, error in entries if error is not None}
+    return embeds, {"names": json.dumps(names), "errors": json.dumps(errors)}

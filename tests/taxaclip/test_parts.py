@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPModel, CLIPProcessor
+
+from support.taxa import TAXA
+from taxaclip import TaxonIndex, texts, writing
+from taxaclip.parts import Parts
+from taxaclip.writing import write_embeddings
+
+GOLDEN = Path(__file__).parent / "golden"
+IMAGES = [GOLDEN / f"img_{number}.png" for number in range(4)]
+
+
+def stop_after(calls: int, monkeypatch: pytest.MonkeyPatch, module: object, name: str) -> list[int]:
+    """Lets a function run so many times, then raises; returns the list of its calls."""
+    function, seen = getattr(module, name), []
+
+    def counted(*args: object) -> object:
+        if len(seen) == calls:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return function(*args)
+
+    monkeypatch.setattr(module, name, counted)
+    return seen
+
+
+def test_stopped_embedding_computes_no_batch_twice(
+    clip: tuple[CLIPModel, CLIPProcessor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad.png").write_text("no image")
+    images = [*IMAGES, tmp_path / "bad.png"]
+    write_embeddings(tmp_path / "whole.safetensors", *clip, images, 1)
+    with monkeypatch.context() as patch:
+        stop_after(2, patch, writing, "embed_images")
+        with pytest.raises(KeyboardInterrupt):
+            write_embeddings(tmp_path / "out.safetensors", *clip, images, 1)
+    seen = stop_after(100, monkeypatch, writing, "embed_images")
+    write_embeddings(tmp_path / "out.safetensors", *clip, images, 1)
+    assert len(seen) == 2
+    assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_stopped_index_goes_on(
+    clip: tuple[CLIPModel, CLIPProcessor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = TaxonIndex.build(*clip, TAXA, batch_size=1)
+    with monkeypatch.context() as patch:
+        stop_after(4, patch, texts, "embed_texts")
+        with pytest.raises(KeyboardInterrupt):
+            TaxonIndex.build(*clip, TAXA, batch_size=1, parts_dir=tmp_path / "parts")
+    seen = stop_after(100, monkeypatch, texts, "embed_texts")
+    index = TaxonIndex.build(*clip, TAXA, batch_size=1, parts_dir=tmp_path / "parts")
+    assert len(seen) == len(TAXA) - 4
+    assert torch.equal(index.embeddings, whole.embeddings)
+    assert not (tmp_path / "parts").exists()
+
+
+def test_parts_of_another_job_are_not_used(tmp_path: Path) -> None:
+    one = Parts(tmp_path / "parts", ["model a"])
+    assert one.get(0, lambda: (torch.zeros(2), {"names": "x"})).tolist() == [0, 0]
+    assert Parts(tmp_path / "parts", ["model a"]).get(0, lambda: (torch.ones(2), {})).tolist() == [0, 0]
+    assert one.texts(0) == {"names": "x"}
+    assert Parts(tmp_path / "parts", ["model b"]).get(0, lambda: (torch.ones(2), {})).tolist() == [1, 1]
