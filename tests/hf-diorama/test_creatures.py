@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 import hf_diorama as dio
+from hf_diorama.draws import Draws
 from hf_diorama.worlds import RowKey
 from hf_diorama.worlds.creatures.anatomy import PARTS
-from hf_diorama.worlds.creatures.rendering import creature_features, render_creature
+from hf_diorama.worlds.creatures.canvas import Canvas
+from hf_diorama.worlds.creatures.habitats import paint_habitat
+from hf_diorama.worlds.creatures.rendering import _light, creature_features, render_creature
 from hf_diorama.worlds.creatures.taxonomy import (
     BEAK_LENGTHS,
     BRANCHING,
@@ -197,6 +200,15 @@ def test_females_are_duller(rows: list[dict[str, Any]]) -> None:
 
 def test_background_is_that_of_its_seed_and_habitat(rows: list[dict[str, Any]]) -> None:
     assert len({row["background"] for row in rows}) == len(rows)
+    for row in rows[:40]:
+        if row["occluded"]:
+            continue
+        canvas = Canvas(64)
+        paint_habitat(canvas, list(HABITATS.values())[row["habitat"]], Draws("habitat", row["background"]))
+        name = RowKey(**{field: row["key"][field] for field in ("world", "version", "split", "seed", "index")})
+        expected = _light(canvas.finish()[0], name.draws("light"))
+        empty = np.asarray(row["part_masks"]) == 0
+        np.testing.assert_array_equal(np.asarray(row["image"])[empty], expected[empty])
 
 
 # Shortcuts
@@ -235,17 +247,50 @@ def test_nuisances_do_not_tell_the_species() -> None:
         assert {name: ours[name] for name in (*same, "habitat")} == {name: theirs[name] for name in (*same, "habitat")}
 
 
-def test_background_alone_is_at_chance() -> None:
+@pytest.fixture(scope="module")
+def unbiased() -> list[dict[str, Any]]:
+    return [dio.render("creatures", index, seed=9, image_size=32, habitat_bias=0.0) for index in range(900)]
+
+
+def test_background_alone_is_at_chance(unbiased: list[dict[str, Any]]) -> None:
     """The nearest mean border colour of an order's images finds the order no better than guessing among six."""
-    drawn = [dio.render("creatures", index, seed=9, image_size=32, habitat_bias=0.0) for index in range(900)]
     corners = np.array(
-        [np.asarray(row["image"])[[0, 0, -1, -1], [0, -1, 0, -1]].ravel() for row in drawn], dtype=float
+        [np.asarray(row["image"])[[0, 0, -1, -1], [0, -1, 0, -1]].ravel() for row in unbiased], dtype=float
     )
-    orders = np.array([row["species"] // 16 for row in drawn])
+    orders = np.array([row["species"] // 16 for row in unbiased])
     train, test = slice(0, 600), slice(600, None)
     means = np.stack([corners[train][orders[train] == order].mean(0) for order in range(6)])
     guesses = ((corners[test][:, None] - means) ** 2).sum(2).argmin(1)
     assert abs((guesses == orders[test]).mean() - 1 / 6) < 4 * (1 / 6 * 5 / 6 / 300) ** 0.5
+
+
+def test_a_reader_of_the_text_alone_is_at_chance(unbiased: list[dict[str, Any]]) -> None:
+    """Neither the words of a row beside those of its species nor its place in the split tell the order."""
+    words = [
+        (row["sex"], row["life_stage"], row["pose"]["facing"], row["habitat"], row["occluded"]) for row in unbiased
+    ]
+    orders = [row["species"] // 16 for row in unbiased]
+    before = [(order,) for order in orders[-1:] + orders[:-1]]
+    for seen in (words, before):
+        votes: dict[Any, Counter[int]] = {}
+        for word, order in zip(seen[:600], orders[:600], strict=True):
+            votes.setdefault(word, Counter())[order] += 1
+        hits = [
+            votes.get(word, Counter({0: 1})).most_common(1)[0][0] == order
+            for word, order in zip(seen[600:], orders[600:], strict=True)
+        ]
+        assert abs(np.mean(hits) - 1 / 6) < 4 * (1 / 6 * 5 / 6 / 300) ** 0.5
+
+
+def test_ink_does_not_tell_sisters(unbiased: list[dict[str, Any]]) -> None:
+    ink = np.array([(np.asarray(row["part_masks"]) > 0).mean() for row in unbiased])
+    assert ink.std() > 0.02
+    second = np.array([row["species"] % 2 for row in unbiased])
+    # The nearest mean amount of ink of first and second sisters, from two thirds, on the rest.
+    border = (ink[:600][second[:600] == 0].mean() + ink[:600][second[:600] == 1].mean()) / 2
+    sign = ink[:600][second[:600] == 1].mean() > border
+    hits = ((ink[600:] > border) == sign) == second[600:]
+    assert abs(hits.mean() - 0.5) < 4 * (0.25 / 300) ** 0.5
 
 
 # Counterfactuals
@@ -253,16 +298,24 @@ def test_background_alone_is_at_chance() -> None:
 
 @pytest.mark.parametrize("part", TRAITS)
 @pytest.mark.parametrize("size", [64, 100])
-def test_counterfactual_changes_only_pixels_of_the_part(part: str, size: int) -> None:
+def test_counterfactual_changes_only_pixels_of_the_part_and_the_part_is_whole(part: str, size: int) -> None:
     changed = 0
     for index in range(12):
         row = dio.render("creatures", index, seed=2, image_size=size)
-        edited = dio.counterfactual(row, part, (row["species"] + 41) % 96)
+        donor = (row["species"] + 41) % 96
+        edited = dio.counterfactual(row, part, donor)
+        name = RowKey(**{field: row["key"][field] for field in ("world", "version", "split", "seed", "index")})
+        painted = render_creature(name, size, graft=(part, donor))  # all of the creature anew, the part of the donor
         number = PARTS.index(part) + 1
-        mask = (np.asarray(row["part_masks"]) == number) | (np.asarray(edited["part_masks"]) == number)
+        old, new, whole = (np.asarray(one["part_masks"]) for one in (row, edited, painted))
+        mask = (old == number) | (new == number)
         before, after = np.asarray(row["image"]), np.asarray(edited["image"])
         np.testing.assert_array_equal(before[~mask], after[~mask])
-        np.testing.assert_array_equal(np.asarray(row["part_masks"])[~mask], np.asarray(edited["part_masks"])[~mask])
+        np.testing.assert_array_equal(old[~mask], new[~mask])
+        np.testing.assert_array_equal(new == number, whole == number)
+        np.testing.assert_array_equal(after[mask], np.asarray(painted["image"])[mask])
+        # Nothing of the new part is missing, and nothing of the old one left, but for pixels on borders of parts.
+        assert (after != np.asarray(painted["image"])).any(axis=2).mean() < 0.005
         changed += not np.array_equal(before, after)
     assert changed >= 6
 

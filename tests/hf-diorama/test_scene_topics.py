@@ -38,8 +38,6 @@ def rows(topic, n, image_size=64, **options):
 
 def entries(row):
     """Annotated things with the label that each has on the mask."""
-    if row["topic"] in ("texture", "scene"):
-        return []
     named = row["figures"] + row["objects"] + row["texts"] + row["faces"]
     return list(enumerate(named, start=1))
 
@@ -48,7 +46,15 @@ def test_all_topics_are_there():
     assert set(ABILITY_TOPICS) <= set(TOPICS)
 
 
-@pytest.mark.parametrize("topic", ABILITY_TOPICS)
+def test_a_texture_is_all_of_the_picture_and_a_place_has_no_things():
+    texture, place = render("texture", 0, 48), render("scene", 0, 48)
+    assert texture["objects"][0]["bbox"] == [0, 0, 48, 48]
+    assert (np.asarray(texture["mask"]) == 1).all()
+    assert entries(place) == []
+    assert not np.asarray(place["mask"]).any()
+
+
+@pytest.mark.parametrize("topic", [topic for topic in ABILITY_TOPICS if topic not in ("texture", "scene")])
 def test_boxes_are_the_extents_of_the_mask(topic):
     for row in rows(topic, 25):
         mask = np.asarray(row["mask"])
@@ -58,7 +64,7 @@ def test_boxes_are_the_extents_of_the_mask(topic):
                 assert entry["bbox"] == [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
             else:
                 assert topic == "depth"
-        assert len(np.unique(mask)) - 1 <= len(entries(row)) or topic == "texture"
+        assert 1 <= len(np.unique(mask)) - 1 <= len(entries(row)) or topic == "depth"
 
 
 @pytest.mark.parametrize("topic", ABILITY_TOPICS)
@@ -174,12 +180,12 @@ def test_azimuth_turns_a_front_clockwise_from_up(kind):
     def paint(degrees):
         picture = Picture(np.zeros((121, 121, 3), np.uint8))
         picture.paint(build_front(kind, (255, 255, 255), (90, 90, 90)), (60.5, 60.5), 50, degrees, 1)
-        return picture.mask(1)
+        return picture.mask(1), np.asarray(picture.image)[:, :, 0].astype(int)
 
-    up = paint(0)
-    assert (np.rot90(up, -1) != paint(90)).mean() < 0.01
-    # It is not its own mirror image under a half turn: up and down differ.
-    assert (np.rot90(up, 2) != up).mean() > 0.01 or kind == "car"  # lamps and screen tell the front of a car
+    (mask, pixels), (turned, _) = paint(0), paint(90)
+    assert (np.rot90(mask, -1) != turned).mean() < 0.01
+    # It is not its own picture after a half turn: outline, or lamps and screen of a car, tell front from back.
+    assert (abs(np.rot90(pixels, 2) - pixels) > 30).mean() > 0.05
 
 
 def test_orientation_names_the_nearest_direction():
@@ -326,10 +332,15 @@ def test_background_color_tells_nothing_about_the_asked_color():
             assert abs(np.corrcoef(a, b)[0, 1]) < 0.15  # n = 400: 3 standard deviations
 
 
-def test_category_tells_no_distance():
-    near = {kind: [] for kind in HEIGHTS}
-    for row in rows("depth", 400, 32):
+def test_category_tells_little_of_distance():
+    near, tall_is_close = {kind: [] for kind in HEIGHTS}, []
+    for row in rows("depth", 600, 32):
         for item in row["objects"][:2]:
             near[item["category"]].append(math.log(item["distance"]))
+        tall, short = sorted(row["objects"][:2], key=lambda item: -HEIGHTS[item["category"]])
+        tall_is_close.append(tall["distance"] < short["distance"])
+    # Standard deviations within a category are 0.8, of its mean here 0.06.
     means = [np.mean(values) for values in near.values()]
-    assert max(means) - min(means) < 1.0  # tall things are farther where the near one must look smaller
+    assert max(means) - min(means) < 0.5
+    # What the README admits: the near one looks smaller half of the time, so it has to be the smaller kind more often.
+    assert abs(np.mean(tall_is_close) - 1 / 3) < 0.06
