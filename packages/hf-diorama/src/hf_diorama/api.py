@@ -8,7 +8,7 @@ import datasets
 from datasets.fingerprint import Hasher
 
 from hf_diorama.arguments import check_integer, check_size, check_split
-from hf_diorama.real import LOADERS, load_real
+from hf_diorama.real_images import LOADERS, load_real
 from hf_diorama.worlds import WORLDS, RowKey, World
 
 SHARDS = 64

@@ -163,72 +163,105 @@ def mix(first: Color, second: Color, ratio: float) -> Color:
     return r, g, b
 
 
+class _Painter:
+    """Paints one creature into a frame, part by part, from back to front.
+
+    Args:
+        canvas (`Canvas`): what is painted on.
+        frame (`Frame`): where the creature stands.
+        species (`Species`): the looks of its kind.
+        individual (`Individual`): its own looks.
+    """
+
+    def __init__(self, canvas: Canvas, frame: Frame, species: Species, individual: Individual):
+        self.canvas, self.frame, self.species, self.individual = canvas, frame, species, individual
+        self.plan = PLANS[species.plan]
+        self.look = dict(zip(TRAITS, species.traits, strict=True))
+        self.height, head_ratio, self.leg_ratio, self.tail_ratio = species.proportions
+        coat = species.color
+        if individual.female:
+            gray = sum(coat) // 3
+            coat = mix(coat, (gray, gray, gray), 0.3)
+        if individual.juvenile:
+            coat = mix(coat, (255, 255, 255), 0.15)
+            head_ratio *= 1.12
+        self.coat = coat
+        self.dark, self.light = mix(coat, (20, 16, 30), 0.42), mix(coat, (255, 250, 236), 0.55)
+        self.line = frame.scale * 0.028  # width of outlines in sub-samples
+        head_x, head_y, radius = self.plan.head
+        self.head_radius = radius * head_ratio
+        self.head = frame.at(head_x, head_y, self.head_radius)
+
+    def draw(self, shape: Shape, where: Frame, color: Color, label: int) -> None:
+        """Paints a shape with an outline."""
+        self.canvas.polygon(where.trace(shape, self.line), _INK, label)
+        self.canvas.polygon(where.trace(shape), color, label)
+
+    def tail(self) -> None:
+        x, y, angle, length = self.plan.tail
+        tail = self.frame.at(x, y, length * self.tail_ratio, angle)
+        self.draw(spline(_TAIL_POINTS[self.species.tail]), tail, mix(self.coat, self.dark, 0.6), _TAIL)
+        spot_color = TRAIT_COLORS[self.look["tail_spots"]]
+        for x, y in _SPOT_POINTS:
+            self.canvas.polygon(tail.at(x, y).trace(ellipse(0.16, 0.135, 14)), spot_color, _SPOTS)
+
+    def legs(self) -> None:
+        plan, color = self.plan, TRAIT_COLORS[self.look["legs"]]
+        for hip_x, hip_y, foot_x, foot_y in plan.legs:
+            foot_y = hip_y + (foot_y - hip_y) * (self.leg_ratio if plan.feet else 1.0)
+            self.draw(_leg(hip_x, hip_y, foot_x, foot_y, plan.leg_width, plan.feet), self.frame, color, _LEGS)
+
+    def trunk_crest_and_head(self) -> None:
+        """Paints these together, as one outline is around trunk and head, and the crest stands between them."""
+        canvas, frame, skull = self.canvas, self.frame, ellipse(1.0, 0.96)
+        body_shape, neck_shape = spline(self.plan.body, 1.0, self.height), spline(self.plan.neck)
+        canvas.polygon(frame.trace(body_shape, self.line), _INK, _BODY)
+        canvas.polygon(self.head.trace(skull, self.line), _INK, _HEAD)
+        trunk = [frame.trace(body_shape)]
+        if self.plan.neck:
+            canvas.polygon(frame.trace(neck_shape, self.line), _INK, _BODY)
+            trunk.append(frame.trace(neck_shape))
+        for points in trunk:
+            canvas.polygon(points, self.coat, _BODY)
+        canvas.clip(trunk)
+        pale = 0.45 if self.individual.juvenile else 0.0
+        _paint_pattern(canvas, frame, self.species.pattern, self.coat, self.dark, self.light, pale)
+        canvas.unclip()
+        if self.look["crest"] != "none":
+            size = 0.88 if self.individual.female else 1.04
+            where = self.head.at(0.02, -0.72, size, self.plan.crest)
+            self.draw(spline(_CREST_POINTS[self.look["crest"]], steps=4), where, self.species.accents[1], _CREST)
+        canvas.polygon(self.head.trace(skull), mix(self.coat, (255, 255, 255), 0.12), _HEAD)
+
+    def wing(self) -> None:
+        x, y, angle, length = self.plan.wing
+        wing = self.frame.at(x, y, length, angle)
+        self.draw(spline(_WING_POINTS), wing, mix(self.coat, self.dark, 0.45), _WING)
+        patch = wing.at(0.42, -0.02).trace(ellipse(0.3, 0.17, 18))
+        self.canvas.polygon(patch, TRAIT_COLORS[self.look["wing_patch"]], _PATCH)
+
+    def beak(self) -> None:
+        long, wide = self.individual.beak_length / self.head_radius, 0.8
+        maker = polygon if self.look["beak"] == "cone" else spline
+        shape = maker(_BEAK_POINTS[self.look["beak"]], long, wide)
+        self.draw(shape, self.head.at(0.82, 0.18), self.species.accents[0], _BEAK)
+
+    def eye(self) -> None:
+        eye = self.head.at(0.3, -0.2)
+        self.draw(ellipse(0.5, 0.5), eye, TRAIT_COLORS[self.look["eye_ring"]], _RING)
+        self.canvas.polygon(eye.trace(ellipse(0.27, 0.27, 20)), (16, 12, 20), _EYE)
+        self.canvas.polygon(eye.at(0.1, -0.1).trace(ellipse(0.09, 0.09, 10)), (255, 255, 255), _EYE)
+
+
 def paint_creature(canvas: Canvas, frame: Frame, species: Species, individual: Individual) -> None:
     """Paints a creature with all its parts into a frame."""
-    plan = PLANS[species.plan]
-    look = dict(zip(TRAITS, species.traits, strict=True))
-    height, head_ratio, leg_ratio, tail_ratio = species.proportions
-    coat = species.color
-    if individual.female:
-        gray = sum(coat) // 3
-        coat = mix(coat, (gray, gray, gray), 0.3)
-    if individual.juvenile:
-        coat = mix(coat, (255, 255, 255), 0.15)
-        head_ratio *= 1.12
-    dark, light = mix(coat, (20, 16, 30), 0.42), mix(coat, (255, 250, 236), 0.55)
-    line = frame.scale * 0.028
-
-    def draw(shape: Shape, where: Frame, color: Color, label: int) -> None:
-        canvas.polygon(where.trace(shape, line), _INK, label)
-        canvas.polygon(where.trace(shape), color, label)
-
-    x, y, angle, length = plan.tail
-    tail = frame.at(x, y, length * tail_ratio, angle)
-    draw(spline(_TAIL_POINTS[species.tail]), tail, mix(coat, dark, 0.6), _TAIL)
-    spot_color = TRAIT_COLORS[look["tail_spots"]]
-    for x, y in _SPOT_POINTS:
-        canvas.polygon(tail.at(x, y).trace(ellipse(0.16, 0.135, 14)), spot_color, _SPOTS)
-
-    for hip_x, hip_y, foot_x, foot_y in plan.legs:
-        foot_y = hip_y + (foot_y - hip_y) * (leg_ratio if plan.feet else 1.0)
-        draw(_leg(hip_x, hip_y, foot_x, foot_y, plan.leg_width, plan.feet), frame, TRAIT_COLORS[look["legs"]], _LEGS)
-
-    head_x, head_y, radius = plan.head
-    radius *= head_ratio
-    head = frame.at(head_x, head_y, radius)
-    body_shape, neck_shape, skull = spline(plan.body, 1.0, height), spline(plan.neck), ellipse(1.0, 0.96)
-    canvas.polygon(frame.trace(body_shape, line), _INK, _BODY)
-    canvas.polygon(head.trace(skull, line), _INK, _HEAD)
-    trunk = [frame.trace(body_shape)]
-    if plan.neck:
-        canvas.polygon(frame.trace(neck_shape, line), _INK, _BODY)
-        trunk.append(frame.trace(neck_shape))
-    for points in trunk:
-        canvas.polygon(points, coat, _BODY)
-    canvas.clip(trunk)
-    _paint_pattern(canvas, frame, species.pattern, coat, dark, light, 0.45 if individual.juvenile else 0.0)
-    canvas.unclip()
-    crest = look["crest"]
-    if crest != "none":
-        size = 0.88 if individual.female else 1.04
-        where = head.at(0.02, -0.72, size, plan.crest)
-        draw(spline(_CREST_POINTS[crest], steps=4), where, species.accents[1], _CREST)
-    canvas.polygon(head.trace(skull), mix(coat, (255, 255, 255), 0.12), _HEAD)
-
-    x, y, angle, length = plan.wing
-    wing = frame.at(x, y, length, angle)
-    draw(spline(_WING_POINTS), wing, mix(coat, dark, 0.45), _WING)
-    canvas.polygon(wing.at(0.42, -0.02).trace(ellipse(0.3, 0.17, 18)), TRAIT_COLORS[look["wing_patch"]], _PATCH)
-
-    beak = head.at(0.82, 0.18)
-    long, wide = individual.beak_length / radius, 0.8
-    maker = polygon if look["beak"] == "cone" else spline
-    draw(maker(_BEAK_POINTS[look["beak"]], long, wide), beak, species.accents[0], _BEAK)
-
-    eye = head.at(0.3, -0.2)
-    draw(ellipse(0.5, 0.5), eye, TRAIT_COLORS[look["eye_ring"]], _RING)
-    canvas.polygon(eye.trace(ellipse(0.27, 0.27, 20)), (16, 12, 20), _EYE)
-    canvas.polygon(eye.at(0.1, -0.1).trace(ellipse(0.09, 0.09, 10)), (255, 255, 255), _EYE)
+    painter = _Painter(canvas, frame, species, individual)
+    painter.tail()
+    painter.legs()
+    painter.trunk_crest_and_head()
+    painter.wing()
+    painter.beak()
+    painter.eye()
 
 
 @lru_cache(maxsize=1024)

@@ -58,6 +58,9 @@ _NOUNS = {
 }
 _SUFFIXES = {"class": "ia", "order": "iformes", "family": "idae", "genus": "us", "epithet": "ensis"}
 
+PAIR_LOOKS: tuple[dict[int, int], ...] = ({}, {4: 1}, {5: 1}, {4: 2})
+"""What tells each pair of sisters from the other pairs: place among the genus' parts -> which look of that part."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Species:
@@ -189,7 +192,8 @@ def _radiate(ancestor: Species, genus: int, count: int, niches: list[str], used:
         pair, sister = divmod(number, 2)
         # The first four parts each tell one pair of sisters apart, the last two tell the pairs apart.
         chosen = {part: options[part][0] for part in TRAITS}
-        for place, option in ((), ((4, 1),), ((5, 1),), ((4, 2),))[pair] + (((pair, 1),) if sister else ()):
+        places = PAIR_LOOKS[pair] | ({pair: 1} if sister else {})
+        for place, option in places.items():
             chosen[parts[place]] = options[parts[place]][option]
         epithet = _name(used, "epithet", genus * count + number).lower()
         yield replace(

@@ -67,11 +67,12 @@ def _draw_pair(draws: Draws, raised: bool) -> list[_Thing]:
             boxes = [thing.box() for thing in things]
             if raised and (boxes[0][3] > boxes[1][3]) != lower:
                 continue
-            if all(min(box) >= 0.05 and max(box) <= 0.95 for box in boxes) and not _meet(boxes[0], boxes[1]):
+            if all(min(box) >= 0.05 and max(box) <= 0.95 for box in boxes) and not _is_close(boxes[0], boxes[1]):
                 return things
 
 
-def _meet(a: tuple[float, ...], b: tuple[float, ...], gap: float = 0.07) -> bool:
+def _is_close(a: tuple[float, ...], b: tuple[float, ...], gap: float = 0.07) -> bool:
+    """Whether two boxes overlap or have less than `gap` between them."""
     return not (a[2] + gap < b[0] or b[2] + gap < a[0] or a[3] + gap < b[1] or b[3] + gap < a[1])
 
 
