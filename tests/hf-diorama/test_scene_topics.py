@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -126,6 +127,23 @@ def test_options_of_topic_objects_are_refused_elsewhere():
 
 
 # Annotations, one topic after the other.
+
+OF_ONE_COLOR = ("localization", "counting", "spatial", "orientation", "depth", "recognition", "action")
+
+
+@pytest.mark.parametrize("topic", [*OF_ONE_COLOR, "spatial_pair", "quantity"])
+def test_most_of_a_thing_has_the_annotated_color(topic):
+    # "colour inside the mask equals the annotated Lab within 1": things of these topics have one paint.
+    checked = 0
+    for row in rows(topic, 15, 128):
+        mask = np.asarray(row["mask"])
+        for label, item in enumerate(row["objects"], start=1 + len(row["figures"])):
+            inside = Counter(map(tuple, np.asarray(row["image"])[mask == label].tolist()))
+            if inside.total() < 60:
+                continue
+            assert math.dist(srgb_to_lab(inside.most_common(1)[0][0]), item["color_lab"]) < 1
+            checked += 1
+    assert checked >= 10
 
 
 def test_localization_target_is_the_only_one_of_its_category_and_sizes_are_even():
