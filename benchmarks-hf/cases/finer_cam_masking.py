@@ -11,7 +11,7 @@ import torch
 from transformers.utils.logging import tqdm
 
 from cases.finer_cam_planted import GAMMAS, METHODS, MODELS, NUM_IMAGES, TOP_CHANNELS, load_model, load_rows, summarise
-from finer_cam import FinerCAM, faithfulness
+from finer_cam import FinerCAM, compute_faithfulness
 
 BATCH_SIZE = 50
 NUM_STEPS = 10
@@ -26,7 +26,9 @@ def measure(model: Any, x: torch.Tensor, target: torch.Tensor, method: str) -> d
         rows = slice(start, start + BATCH_SIZE)
         out = cam(x[rows], target=target[rows].tolist(), references=(target[rows, None] ^ 1).tolist())
         scores = [
-            faithfulness(model, x[rows], maps, target[rows], target[rows] ^ 1, num_steps=NUM_STEPS, batch_size=256)
+            compute_faithfulness(
+                model, x[rows], maps, target[rows], target[rows] ^ 1, num_steps=NUM_STEPS, batch_size=256
+            )
             for maps in out.maps.unbind(dim=1)
         ]
         found["relative_drop_5"].append(torch.stack([one.relative_drop[0.05] for one in scores]))

@@ -2,14 +2,16 @@
 
 import copy
 import logging
-import threading
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from finer_cam import FinerCAM, combine
+from finer_cam.functional import compute_maps
+from finer_cam.tail import backward
 from support.tiny_classifiers import FAMILIES, NUM_LABELS, build, inputs, pixels
 
 METHODS = ["gradcam", "hirescam", "layercam", "xgradcam", "gradcam++"]
@@ -117,7 +119,7 @@ def test_nonlinear_head_falls_back_to_autograd_with_one_log_line(caplog: pytest.
 
 def test_plain_module_with_in_place_layer_after_the_target() -> None:
     model = NonlinearHead()
-    out = FinerCAM(model, target_layer="features.0")(pixels())
+    out = FinerCAM(model, target_layer="features.0", method="layercam")(pixels())
     with torch.no_grad():
         before = model.features[0](pixels())
     torch.testing.assert_close(out.evidence.activations, before)
@@ -166,6 +168,24 @@ def test_regamma_equals_a_new_call(tiny_vit: nn.Module, method: str) -> None:
     assert torch.equal(several.maps[:, 1], out.regamma(1.5).maps)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("gamma", [0.0, 0.6, 1.5])
+def test_maps_equal_one_gradient_of_the_objective(method: str, gamma: float) -> None:
+    """Autograd of `y_c - gamma * mean y_d` itself, and the base method once."""
+    model, x = build("vit"), pixels()
+    target, references = torch.tensor([1, 3]), torch.tensor([[2, 5, 0], [0, 6, 2]])
+    out = FinerCAM(model, method=method, gamma=0.3, references=references.tolist())(x, target=target).regamma(gamma)
+    seen: list[Tensor] = []
+    handle = model.vit.layers[2].layernorm_before.register_forward_hook(lambda *call: seen.append(call[2]))
+    logits = model(x).logits
+    handle.remove()
+    objective = logits.gather(1, target[:, None])[:, 0] - gamma * logits.gather(1, references).mean(dim=1)
+    (gradient,) = torch.autograd.grad(objective.sum(), seen[0])
+    raw = compute_maps(as_grid(seen[0].detach(), (4, 6)), as_grid(gradient, (4, 6)), method)
+    scale = float(raw.max())
+    torch.testing.assert_close(out.raw / scale, raw / scale, atol=2e-6, rtol=0)
+
+
 def test_regamma_calls_no_model(tiny_vit: nn.Module) -> None:
     out = FinerCAM(tiny_vit)(pixels())
     calls = []
@@ -196,6 +216,21 @@ def test_several_targets_and_gammas(tiny_vit: nn.Module) -> None:
     assert out.maps.shape == (2, 3, 2, 32, 48)
     assert (out.references.shape, out.weights.shape, out.is_empty.shape) == ((2, 3, 3), (2, 3, 3), (2, 3, 2))
     torch.testing.assert_close(out.maps[:, 1, 1], cam(pixels(), target=[1, 4]).maps, atol=1e-6, rtol=0)
+
+
+def test_targets_that_share_references_share_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+
+    def count(*args: Any, **kwargs: Any) -> Tensor:
+        passes.append(kwargs)
+        return backward(*args, **kwargs)
+
+    monkeypatch.setattr("finer_cam.observing.backward", count)
+    FinerCAM(build("vit"))(pixels(), target=[[0, 1, 2, 3]] * 2, references=[5, 6])
+    assert len(passes) == 4 + 1
+    passes.clear()
+    FinerCAM(build("vit"), num_references=0, gamma=0)(pixels())
+    assert len(passes) == 1
 
 
 def test_images_of_different_sizes_in_siglip2() -> None:
@@ -268,8 +303,21 @@ def test_given_weights_of_references(tiny_vit: nn.Module) -> None:
     assert not torch.allclose(each.maps[1], only.maps[1], atol=1e-3)
 
 
-def test_no_reference_gives_the_base_map_and_a_warning(tiny_vit: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
-    out = FinerCAM(tiny_vit, num_references=0)(pixels())
+def test_given_weight_of_the_target_goes_to_the_other_references(tiny_vit: nn.Module) -> None:
+    out = FinerCAM(tiny_vit, weighting=[0.5, 0.25, 0.25], references=[2, 3, 4])(pixels(), target=[0, 2])
+    assert out.references.tolist() == [[2, 3, 4], [-1, 3, 4]]
+    assert out.weights.tolist() == [[0.5, 0.25, 0.25], [0, 0.5, 0.5]]
+
+
+def test_no_reference_gives_the_base_map_and_one_warning(
+    tiny_vit: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    cam = FinerCAM(tiny_vit, num_references=0)
+    cam(pixels(), gamma=0)
+    assert caplog.text == ""
+    out = cam(pixels())
+    cam(pixels())
+    assert len(caplog.records) == 1
     assert "base maps" in caplog.text
     torch.testing.assert_close(out.maps, FinerCAM(tiny_vit, gamma=0)(pixels()).maps)
 
@@ -366,14 +414,41 @@ def test_weights_made_in_inference_mode_are_refused_where_a_gradient_is_needed()
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_attention_implementations_and_checkpointing_agree(attention: str) -> None:
+def test_attention_implementations_agree(attention: str) -> None:
     model = build("vit")
     expected = FinerCAM(model)(pixels()).maps
     model.set_attn_implementation(attention)
-    name = "activation_checkpointing_enable"  # of transformers 5.23; `gradient_checkpointing_enable` before
-    getattr(model, name if hasattr(model, name) else "gradient_checkpointing_enable")()
-    model.train()
     torch.testing.assert_close(FinerCAM(model)(pixels()).maps, expected, atol=1e-5, rtol=0)
+
+
+class Checkpointed(nn.Module):
+    """What lies behind the target layer is computed again in the backward."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head, self.num_runs, self.options = nn.Linear(8, 4), 0, options
+
+    def tail(self, x: Tensor) -> Tensor:
+        self.num_runs += 1
+        return self.second(x).tanh().mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.head(checkpoint(self.tail, x, **self.options) if self.options else self.tail(x))
+
+
+def test_checkpointed_tail() -> None:
+    model = Checkpointed(use_reentrant=False)
+    out = FinerCAM(model, target_layer="first")(pixels(), target=0)
+    assert model.num_runs == 1 + 2  # once forward, and again for each of the two gradients
+    model.options = {}
+    torch.testing.assert_close(out.maps, FinerCAM(model, target_layer="first")(pixels(), target=0).maps)
+
+
+def test_reentrant_checkpoints_are_refused_by_torch() -> None:
+    with pytest.raises(RuntimeError, match="use_reentrant=False"):
+        FinerCAM(Checkpointed(use_reentrant=True), target_layer="first")(pixels(), target=0)
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
@@ -383,6 +458,8 @@ def test_half_precision_is_near(family: str) -> None:
     out = FinerCAM(model.bfloat16(), references=[1, 2])(pixels().bfloat16(), target=0)
     assert out.maps.dtype == torch.float32
     assert float((out.maps - expected).abs().mean()) < 0.03
+    for one, other in zip(out.maps, expected, strict=True):
+        assert float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) > 0.99
 
 
 @pytest.mark.parametrize("way", ["wrapped", "in place", "forward"])
@@ -406,12 +483,26 @@ def test_data_parallel_wrapper_is_taken_off(tiny_vit: nn.Module) -> None:
     torch.testing.assert_close(FinerCAM(nn.DataParallel(tiny_vit))(pixels()).maps, expected)
 
 
-def test_model_whose_weights_are_on_disk(tiny_vit: nn.Module, tmp_path: Any) -> None:
+@pytest.mark.parametrize("family", ["vit", "convnext"])
+@pytest.mark.parametrize("method", ["gradcam", "scorecam"])
+def test_model_whose_weights_are_on_disk(family: str, method: str, tmp_path: Any) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = build(family)
+    expected = FinerCAM(model, method=method)(pixels()).maps
+    accelerate.disk_offload(model, offload_dir=tmp_path, execution_device=torch.device("cpu"))
+    assert {weight.device.type for weight in model.parameters()} == {"meta"}
+    cam = FinerCAM(model, method=method)
+    for _ in range(2):
+        torch.testing.assert_close(cam(pixels()).maps, expected, atol=1e-5, rtol=0)
+
+
+def test_model_split_by_a_device_map(tiny_vit: nn.Module, tmp_path: Any) -> None:
     accelerate = pytest.importorskip("accelerate")
     expected = FinerCAM(tiny_vit)(pixels()).maps
-    accelerate.disk_offload(tiny_vit, offload_dir=tmp_path, execution_device=torch.device("cpu"))
-    assert next(tiny_vit.parameters()).device.type == "meta"
-    torch.testing.assert_close(FinerCAM(tiny_vit)(pixels()).maps, expected, atol=1e-6, rtol=0)
+    places = {"vit.embeddings": "cpu", "vit.layers": "disk", "vit.layernorm": "cpu", "classifier": "disk"}
+    model = accelerate.dispatch_model(tiny_vit, places, main_device="cpu", offload_dir=tmp_path)
+    assert {weight.device.type for weight in model.parameters()} == {"cpu", "meta"}
+    torch.testing.assert_close(FinerCAM(model)(pixels()).maps, expected, atol=1e-5, rtol=0)
 
 
 def test_int8_layers_behind_the_target_are_refused_and_score_cam_works(tiny_vit: nn.Module) -> None:
@@ -422,23 +513,6 @@ def test_int8_layers_behind_the_target_are_refused_and_score_cam_works(tiny_vit:
     out = FinerCAM(quantized, method="scorecam")(pixels())
     expected = FinerCAM(tiny_vit, method="scorecam")(pixels(), target=out.target, references=out.references)
     assert float((out.maps - expected.maps).abs().mean()) < 0.1
-
-
-def test_threads_do_not_meet(tiny_vit: nn.Module) -> None:
-    cam, results = FinerCAM(tiny_vit), {}
-    expected = {seed: cam(pixels(seed=seed)).maps for seed in range(4)}
-
-    def work(seed: int) -> None:
-        results[seed] = [cam(pixels(seed=seed)).maps for _ in range(5)]
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in expected]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for seed, maps in results.items():
-        for one in maps:
-            torch.testing.assert_close(one, expected[seed], atol=1e-6, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks for it
@@ -456,6 +530,59 @@ def test_target_layer_without_gradient_names_one_with() -> None:
     model = build("vit")
     with pytest.raises(ValueError, match=r"zero everywhere.*vit\.layers\.2\.layernorm_before"):
         FinerCAM(model, target_layer="vit.layers.2")(pixels())
+
+
+class Gate(nn.Module):
+    """Reads nothing of an image that is dark."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 1), nn.Linear(8, 4)
+        nn.init.ones_(self.body.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+def test_image_without_gradient_in_a_batch_is_named() -> None:
+    model = Gate()
+    x = torch.stack([torch.ones(3, 8, 8), -torch.ones(3, 8, 8)])
+    with pytest.raises(ValueError, match=r"'body' is zero everywhere for image 1, though not for all"):
+        FinerCAM(model, target_layer="body")(x)
+    assert FinerCAM(model, target_layer="body")(x[:1]).maps.shape == (1, 8, 8)
+
+
+def test_closed_form_is_given_up_where_it_no_longer_holds() -> None:
+    """A ReLU behind the target layer does nothing for the first image, which is bright, and all for the second."""
+    model = Gate()
+    mixed = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+    bright = mixed + 5
+    learnt = FinerCAM(model, target_layer="body")
+    assert [learnt(bright).path for _ in range(2)] == ["autograd", "analytic"]
+    cam = FinerCAM(model, target_layer="body", method="layercam")
+    for given, path in ((bright, "autograd"), (mixed, "autograd"), (mixed, "autograd")):
+        out = cam(given, target=0)
+        assert out.path == path
+        torch.testing.assert_close(
+            out.raw, FinerCAM(model, target_layer="body", method="layercam")(given, target=0).raw
+        )
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks for it
+@pytest.mark.parametrize("family", ["convnext", "resnet"])
+def test_closed_form_sees_an_adapter_of_the_classifier(family: str) -> None:
+    peft = pytest.importorskip("peft")
+    name = {"convnext": "classifier", "resnet": "classifier.1"}[family]
+    model = peft.get_peft_model(build(family), peft.LoraConfig(target_modules=[name], lora_alpha=64))
+    cam = FinerCAM(model, method="layercam")
+    assert [cam(pixels(), target=0, references=[1]).path for _ in range(2)] == ["autograd", "analytic"]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(0))
+    out, fresh = (one(pixels(), target=0, references=[1]) for one in (cam, FinerCAM(model, method="layercam")))
+    assert out.path == "autograd"
+    torch.testing.assert_close(out.raw, fresh.raw)
 
 
 @pytest.mark.parametrize(
@@ -514,6 +641,67 @@ def test_model_without_logits_or_blocks_is_explained() -> None:
         FinerCAM(tf.ViTModel(build("vit").config))(pixels())
     with pytest.raises(ValueError, match="expects a model with a list of blocks"):
         FinerCAM(NonlinearHead())
+
+
+class Bottleneck(nn.Module):
+    """A block as torchvision's ResNet has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))).relu()
+
+
+class PlainResNet(nn.Module):
+    """Stages as attributes; the first argument has another name, and there are keywords."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.layer1, self.layer2 = nn.Sequential(Bottleneck()), nn.Sequential(Bottleneck(), Bottleneck())
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, **options: Any) -> Tensor:
+        return self.fc(self.layer2(self.layer1(self.conv1(x))).mean((2, 3)))
+
+
+def test_plain_resnet_is_read_at_its_last_block_and_called_by_position() -> None:
+    cam = FinerCAM(PlainResNet().eval())
+    assert cam.layer_name == "layer2.1"
+    assert [cam(pixels(), scale=1).path for _ in range(2)] == ["autograd", "analytic"]
+
+
+def test_swin_pads_an_image_of_half_patches() -> None:
+    out = FinerCAM(build("swin"))(pixels(2, 34, 48), interpolate_pos_encoding=True)
+    assert out.grid.tolist() == [[5, 6]] * 2  # 34 pixels are 9 patches, of which merging leaves 5
+    assert out.maps.shape == (2, 34, 48)
+
+
+class Pair(NamedTuple):
+    """What a block may give."""
+
+    hidden_states: Tensor
+    number: int
+
+
+def test_layer_that_gives_a_named_tuple() -> None:
+    class Block(nn.Module):
+        def forward(self, x: Tensor) -> Pair:
+            return Pair(x * 2, 3)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.head = Block(), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pair = self.block(x)
+            return self.head(pair.hidden_states.mean((2, 3)) * pair.number)
+
+    assert FinerCAM(Model(), target_layer="block")(pixels()).maps.shape == (2, 32, 48)
 
 
 def test_layer_that_is_not_reached(tiny_vit: nn.Module) -> None:

@@ -76,7 +76,7 @@ def test_targets_of_each_image(tiny_vit: nn.Module, processor: Any, images: list
     found = list(explain(tiny_vit, processor, images, target=targets, **options))
     assert [one.target_name for one in found] == [f"LABEL_{i}" for i in range(5)]
     assert {one.reference_names for one in found} == {("LABEL_5", "LABEL_6")}
-    assert {one.output.evidence.method for one in found} == {"layercam"}
+    assert {one.output.evidence.options.method for one in found} == {"layercam"}
 
 
 def test_unreadable_image_is_named_or_skipped(
@@ -96,6 +96,53 @@ def test_unreadable_image_is_named_or_skipped(
     assert "Skipped image 1" in caplog.text
     with pytest.raises(ValueError, match="expected a column 'image', got \\['photo'\\]"):
         list(explain(tiny_vit, processor, [{"photo": images[0]}], progress=False))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, torch.tensor])
+def test_targets_and_references_of_each_image(
+    tiny_vit: nn.Module, processor: Any, images: list[Image.Image], kind: Any
+) -> None:
+    targets, against = [0, 1, 2, 3, 4], [[1, 2], [2, 3], [3, 5], [5, 6], [6, 0]]
+    whole = FinerCAM(tiny_vit)(**processor(images=images, return_tensors="pt"), target=targets, references=against)
+    options: dict[str, Any] = {"batch_size": 2, "progress": False}
+    found = list(explain(tiny_vit, processor, images, target=kind(targets), against=kind(against), **options))
+    for one, maps, names in zip(found, whole.maps, against, strict=True):
+        assert one.reference_names == tuple(f"LABEL_{i}" for i in names)
+        torch.testing.assert_close(one.output.maps[0], maps, atol=1e-5, rtol=0)
+    ragged = [[1, 2], ["LABEL_0"], [3], [5, 6, 0], [6]]
+    found = list(explain(tiny_vit, processor, images, target=targets, against=ragged, **options))
+    assert [len(one.reference_names) for one in found] == [2, 1, 1, 3, 1]
+    matrix = torch.eye(7).roll(1, 1)  # the next class
+    found = list(explain(tiny_vit, processor, images, target=targets, against=matrix, **options))
+    assert [one.reference_names for one in found] == [(f"LABEL_{i}",) for i in (1, 2, 3, 4, 5)]
+
+
+def test_broken_image_in_a_column_is_named_or_skipped(
+    tiny_vit: nn.Module, processor: Any, images: list[Image.Image], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import datasets
+
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for image, path in zip(images[:3], paths, strict=True):
+        image.save(path)
+    paths[1].write_bytes(paths[1].read_bytes()[:200])  # cut off
+    rows = datasets.Dataset.from_dict({"image": [str(path) for path in paths]}).cast_column("image", datasets.Image())
+    options: dict[str, Any] = {"batch_size": 2, "progress": False}
+    with pytest.raises(ValueError, match=r"image 1 cannot be read.*on_error='skip'"):
+        list(explain(tiny_vit, processor, rows, **options))
+    undecoded = rows.to_iterable_dataset().cast_column("image", datasets.Image(decode=False))
+    for source in (rows, undecoded):
+        caplog.clear()
+        found = list(explain(tiny_vit, processor, source, on_error="skip", target=[3, 4, 5], **options))
+        assert [(one.index, one.target_name) for one in found] == [(0, "LABEL_3"), (2, "LABEL_5")]
+        assert "Skipped image 1" in caplog.text
+    with pytest.raises(ValueError, match=r"image 1 cannot be read.*an iterator that fails cannot go on"):
+        list(explain(tiny_vit, processor, rows.to_iterable_dataset(), on_error="skip", **options))
+
+
+def test_more_images_than_targets(tiny_vit: nn.Module, processor: Any, images: list[Image.Image]) -> None:
+    with pytest.raises(ValueError, match="one entry for each image, got 2 and more images"):
+        list(explain(tiny_vit, processor, iter(images), target=[0, 1], progress=False))
 
 
 def test_autocast_and_device_leave_the_weights_alone(processor: Any, images: list[Image.Image]) -> None:
@@ -124,6 +171,8 @@ def test_bar_shows_progress(
         ({"batch_size": 0}, "`batch_size`"),
         ({"on_error": "ignore"}, "`on_error`"),
         ({"target": [1, 2]}, "one for each of the 5 images, got 2"),
+        ({"against": [[1, 2]]}, "one for each of the 5 images, got 1"),
+        ({"target": [[1, 2]] * 5}, "must be one class for each image"),
         ({"images": 7}, "`images` must be"),
         ({"method": "lime"}, "`method` must be one of"),
     ],

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from finer_cam import area_under_curve, energy_in_region, faithfulness, pointing_game, relative_drop
-from finer_cam.faithfulness import make_ground
+from finer_cam import area_under_curve, compute_faithfulness, energy_in_region, pointing_game, relative_drop
+from finer_cam.faithfulness import build_fill
 from finer_cam.measures import rank_pixels, top_pixels
 from support.slow_cams import slow_energy
 
@@ -42,7 +42,7 @@ def chance(count_left: int, count_right: int) -> float:
 def test_relative_drop_deletion_and_insertion_in_closed_form() -> None:
     model, x = two_regions()
     maps = torch.arange(20.0).flip(0).reshape(1, 4, 5).repeat(2, 1, 1)  # from the first pixel to the last
-    scores = faithfulness(
+    scores = compute_faithfulness(
         model, x, maps, torch.tensor([0, 1]), torch.tensor([1, 0]), ratios=[0.1, 0.28], num_steps=4,
         insertion_fill="zero_normalized", batch_size=3,
     )  # fmt: skip
@@ -64,7 +64,7 @@ def test_batch_size_does_not_matter() -> None:
     model, x = two_regions()
     maps = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0))
     args = (model, x, maps, torch.tensor([0, 1]), torch.tensor([1, 0]))
-    one, other = faithfulness(*args, batch_size=1), faithfulness(*args, batch_size=1000)
+    one, other = compute_faithfulness(*args, batch_size=1), compute_faithfulness(*args, batch_size=1000)
     torch.testing.assert_close(one.deletion_curve, other.deletion_curve)
     torch.testing.assert_close(one.insertion, other.insertion)
 
@@ -79,9 +79,45 @@ def test_drop_of_several_references() -> None:
     after = torch.tensor([0.0, 0.0, 1.0, 1.0]).softmax(0)  # two pixels masked
     drops = (0.25 - after).tolist()
     for reduce, expected in (("first", drops[2]), ("mean", (drops[2] + drops[1]) / 2), ("max", drops[1])):
-        scores = faithfulness(model, x, maps, target, references, ratios=[0.5], num_steps=0, reduce=reduce)
+        scores = compute_faithfulness(model, x, maps, target, references, ratios=[0.5], num_steps=0, reduce=reduce)
         assert scores.relative_drop[0.5].item() == pytest.approx(drops[0] - expected, abs=1e-6)
         assert torch.isnan(scores.deletion).all()
+
+
+def test_first_reference_is_the_first_that_is_no_padding() -> None:
+    masks = [torch.zeros(1, 4) for _ in range(4)]
+    for i, mask in enumerate(masks):
+        mask[0, i] = 1.0 + i
+    model, x, maps = Linear(*masks), torch.ones(2, 1, 1, 4), torch.tensor([[[3.0, 2.0, 1.0, 0.0]]] * 2)
+    target = torch.tensor([2, 2])
+    options = {"ratios": [0.5], "num_steps": 0}
+    padded = compute_faithfulness(model, x, maps, target, torch.tensor([[-1, 3], [1, -1]]), **options)
+    plain = compute_faithfulness(model, x, maps, target, torch.tensor([3, 1]), **options)
+    assert torch.equal(padded.reference_drop[0.5], plain.reference_drop[0.5])
+    assert len(set(plain.reference_drop[0.5].tolist())) == 2
+    for references in (torch.tensor([[3], [-1]]), torch.empty(2, 0, dtype=torch.long)):
+        with pytest.raises(ValueError, match="`references` must have a class for each image, got none for image"):
+            compute_faithfulness(model, x, maps, target, references, **options)
+    with pytest.raises(ValueError, match=r"`target` \(B,\) and `references`"):
+        compute_faithfulness(model, x, maps, target, torch.tensor([[3]]), **options)
+
+
+def test_arguments_of_each_image_go_along_with_it() -> None:
+    class Shifted(Linear):
+        def forward(self, x: Tensor, shift: Tensor) -> Tensor:
+            return super().forward(x) + shift
+
+    left, right = torch.zeros(4, 5), torch.zeros(4, 5)
+    left[:2], right[2:] = 0.2, 0.1
+    model, x = Shifted(left, right), torch.ones(2, 1, 4, 5)
+    maps = torch.rand(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    shift = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+    whole = compute_faithfulness(model, x, maps, torch.tensor([0, 0]), torch.tensor([1, 1]), shift=shift, batch_size=7)
+    for i in range(2):
+        one = compute_faithfulness(
+            model, x[[i]], maps[[i]], torch.tensor([0]), torch.tensor([1]), shift=shift[[i]], batch_size=7
+        )
+        torch.testing.assert_close(one.deletion_curve[0], whole.deletion_curve[i])
 
 
 def test_fills() -> None:
@@ -89,20 +125,20 @@ def test_fills() -> None:
         image_mean, image_std = [0.5, 0.25, 0.0], [0.5, 0.25, 1.0]
 
     x = torch.arange(96.0).reshape(2, 3, 4, 4)
-    assert make_ground(x, "black", Processor())[0, :, 0, 0].tolist() == [-1.0, -1.0, 0.0]
-    torch.testing.assert_close(make_ground(x, "mean", None)[1, 2], x[1, 2].mean().expand(4, 4))
-    assert float(make_ground(x, torch.tensor(7.0), None).min()) == 7.0
+    assert build_fill(x, "black", Processor())[0, :, 0, 0].tolist() == [-1.0, -1.0, 0.0]
+    torch.testing.assert_close(build_fill(x, "mean", None)[1, 2], x[1, 2].mean().expand(4, 4))
+    assert float(build_fill(x, torch.tensor(7.0), None).min()) == 7.0
     flat = torch.full((1, 3, 16, 16), 0.7)
-    torch.testing.assert_close(make_ground(flat, "blur", None), flat)
+    torch.testing.assert_close(build_fill(flat, "blur", None), flat)
     dot = torch.zeros(1, 1, 21, 21)
     dot[0, 0, 10, 10] = 1
-    blurred = make_ground(dot, "blur", None)[0, 0]
+    blurred = build_fill(dot, "blur", None)[0, 0]
     bell = torch.exp(-((torch.arange(11.0) - 5) ** 2) / 50)
     torch.testing.assert_close(blurred[5:16, 5:16], torch.outer(bell, bell) / bell.sum() ** 2)
     with pytest.raises(ValueError, match="needs `processor="):
-        make_ground(x, "black", None)
+        build_fill(x, "black", None)
     with pytest.raises(ValueError, match="`fill` must be"):
-        make_ground(x, "noise", None)
+        build_fill(x, "noise", None)
 
 
 @pytest.mark.parametrize(
@@ -112,9 +148,9 @@ def test_fills() -> None:
 def test_bad_options(options: dict[str, object], message: str) -> None:
     model, x = two_regions()
     with pytest.raises(ValueError, match=message):
-        faithfulness(model, x, x[:, 0], torch.tensor([0, 1]), torch.tensor([1, 0]), **options)  # type: ignore[arg-type]
+        compute_faithfulness(model, x, x[:, 0], torch.tensor([0, 1]), torch.tensor([1, 0]), **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="choose one gamma"):
-        faithfulness(model, x, x, torch.tensor([0, 1]), torch.tensor([1, 0]))
+        compute_faithfulness(model, x, x, torch.tensor([0, 1]), torch.tensor([1, 0]))
 
 
 def test_ranks_break_ties_by_index_and_top_counts_are_exact() -> None:
@@ -139,8 +175,27 @@ def test_energy_and_pointing_in_boxes() -> None:
     assert pointing_game(maps, boxes).tolist() == [True, False]
     away = torch.tensor([[4, 1, 5, 2]] * 2)
     assert [pointing_game(maps, away, tolerance)[0].item() for tolerance in (0, 1, 2)] == [False, False, True]
-    with pytest.raises(ValueError, match=r"masks of shape \(2, 4, 6\) or boxes"):
-        energy_in_region(maps, torch.zeros(2, 3))
+    assert energy_in_region(maps, boxes[0]).tolist() == [0.75, 0.0]  # one for all
+    for regions in (torch.zeros(2, 3), torch.zeros(3, 4, 6), torch.zeros(1, 4), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match=r"masks of shape \(2, 4, 6\) or boxes of shape \(2, 4\)"):
+            energy_in_region(maps, regions)
+
+
+def test_masks_of_images_are_not_taken_for_those_of_gammas() -> None:
+    maps, masks = torch.rand(2, 2, 5, 6), torch.ones(2, 5, 6)
+    for measure in (energy_in_region, pointing_game):
+        with pytest.raises(ValueError, match=r"masks of shape \(2, 2, 5, 6\)"):
+            measure(maps, masks)
+        assert measure(maps, masks[:, None].expand_as(maps)).shape == (2, 2)
+
+
+def test_energy_of_many_small_values_is_summed_in_double_precision() -> None:
+    maps = torch.full((3000, 3000), 0.1)
+    maps[0, 0] = 1e5
+    mask = torch.zeros(3000, 3000)
+    mask[0, 0] = 1
+    exact = 1e5 / (1e5 + (9e6 - 1) * float(torch.tensor(0.1)))
+    assert float(energy_in_region(maps, mask)) == pytest.approx(exact, rel=1e-7)
 
 
 def test_probabilities_to_scores() -> None:

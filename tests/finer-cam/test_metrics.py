@@ -30,7 +30,9 @@ evaluate = pytest.importorskip("evaluate")
     ],
 )
 def test_metric_by_hand(name: str, inputs: dict[str, object], expected: dict[str, float]) -> None:
-    assert evaluate.load(metric_path(name)).compute(**inputs) == pytest.approx(expected)
+    metric = evaluate.load(metric_path(name))
+    assert type(metric).__name__ == "".join(part.capitalize() for part in name.split("_"))  # not what it is built on
+    assert metric.compute(**inputs) == pytest.approx(expected)
 
 
 def test_pointing_game_takes_a_tolerance() -> None:

@@ -9,7 +9,13 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from torch import nn
-from transformers import CLIPImageProcessorPil, ConvNextImageProcessorPil, ViTImageProcessorPil
+from transformers import (
+    CLIPImageProcessorPil,
+    ConvNextImageProcessorPil,
+    Siglip2Config,
+    Siglip2ForImageClassification,
+    ViTImageProcessorPil,
+)
 
 from finer_cam import FinerCAM
 from finer_cam.drawing import INFERNO, blend, colorize, to_image, to_tensor
@@ -99,7 +105,6 @@ def test_top_region_has_exactly_so_many_pixels(tiny_vit: nn.Module) -> None:
     out = FinerCAM(tiny_vit)(pixels())
     region = out.top_region(0.05)
     assert region.sum(dim=(1, 2)).tolist() == [76, 76]  # floor(0.05 * 32 * 48)
-    assert bool((out.maps[region].min() >= 0).all())
     for one, inside in zip(out.maps, region, strict=True):
         assert float(one[inside].min()) >= float(one[~inside].max())
     with pytest.raises(ValueError, match=r"`ratio` must be in \[0, 1\]"):
@@ -108,13 +113,15 @@ def test_top_region_has_exactly_so_many_pixels(tiny_vit: nn.Module) -> None:
 
 def test_saved_file_has_all_tensors(tiny_vit: nn.Module, tmp_path: Path) -> None:
     out = FinerCAM(tiny_vit, gamma=[0.0, 0.6])(pixels())
+    (tmp_path / "maps.part").write_text("the user's")
     out.save(tmp_path / "maps.safetensors")
     with safe_open(tmp_path / "maps.safetensors", "pt") as file:
         assert file.metadata() == {"method": "gradcam", "path": "autograd"}
         for name in ("maps", "raw", "grid", "logits", "target", "references", "weights", "is_empty"):
             assert torch.equal(file.get_tensor(name), getattr(out, name))
         assert file.get_tensor("gamma").tolist() == pytest.approx([0.0, 0.6])
-    assert [path.name for path in tmp_path.iterdir()] == ["maps.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["maps.part", "maps.safetensors"]
+    assert (tmp_path / "maps.part").read_text() == "the user's"
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):
         out.save(tmp_path / "maps.npz")
 
@@ -142,3 +149,39 @@ def test_one_image_of_an_output(tiny_vit: nn.Module) -> None:
     assert torch.equal(one.maps[0], out.maps[1])
     assert one.target.tolist() == [[2, 3]]
     assert torch.equal(one.regamma(1.5).maps[0], out.regamma(1.5).maps[1])
+
+
+@pytest.mark.parametrize("method", ["gradcam", "layercam", "scorecam"])
+def test_one_image_is_a_copy(tiny_vit: nn.Module, method: str) -> None:
+    out = FinerCAM(tiny_vit, method=method)(pixels())
+    last, one = out.select(-1), out.select(0)
+    assert torch.equal(last.maps[0], out.maps[1])
+    assert last.evidence.sizes == ((32, 48),)
+    assert torch.equal(last.regamma(1.5).maps[0], out.regamma(1.5).maps[1])
+    whole = {tensor.untyped_storage().data_ptr() for tensor in (out.maps, out.raw, out.logits, out.evidence.parts)}
+    copies = {tensor.untyped_storage().data_ptr() for tensor in (one.maps, one.raw, one.logits, one.evidence.parts)}
+    assert not whole & copies
+    assert one.maps.untyped_storage().nbytes() * 2 == out.maps.untyped_storage().nbytes()
+    with pytest.raises(IndexError):
+        out.select(2)
+    assert out != out.regamma(0.6)  # compared by identity: tensors have no single truth
+
+
+@pytest.mark.parametrize("method", ["gradcam", "layercam", "gradcam++"])
+def test_one_image_of_a_padded_batch_has_no_padding(method: str) -> None:
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = Siglip2Config(vision_config={**tower, "patch_size": 8, "num_patches": 16})
+    config.num_labels = 4
+    model = Siglip2ForImageClassification(config).eval()
+    shapes = torch.tensor([[2, 5], [4, 3]])
+    mask = (torch.arange(16)[None] < shapes.prod(1, keepdim=True)).long()
+    given = {"pixel_values": torch.randn(2, 16, 192), "spatial_shapes": shapes, "pixel_attention_mask": mask}
+    out = FinerCAM(model, method=method)(**given, target=0, references=[1])
+    for i, shape in enumerate(shapes.tolist()):
+        one = out.select(i)
+        for strength in (one, one.regamma(1.0)):
+            assert strength.raw.shape == (1, *shape)
+            assert strength.maps.shape == (1, 8 * shape[0], 8 * shape[1])
+        wanted = out.regamma(1.0).maps[i, : 8 * shape[0], : 8 * shape[1]]
+        torch.testing.assert_close(one.regamma(1.0).maps[0], wanted)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from finer_cam import FinerCAM, energy_in_region, faithfulness
+from finer_cam import FinerCAM, compute_faithfulness, energy_in_region
 
 hf_diorama = pytest.importorskip("hf_diorama")
 transformers = pytest.importorskip("transformers")
@@ -57,5 +57,5 @@ def test_masking_the_true_part_drops_the_species_more_than_its_sister(rows: Rows
     processor = transformers.AutoImageProcessor.from_pretrained(path)
     model = transformers.AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32).eval()
     x = processor(images, return_tensors="pt")["pixel_values"]
-    scores = faithfulness(model, x, masks.float(), species, species ^ 1, ratios=[0.05], num_steps=0)
+    scores = compute_faithfulness(model, x, masks.float(), species, species ^ 1, ratios=[0.05], num_steps=0)
     assert float(scores.relative_drop[0.05].mean()) > 0.3

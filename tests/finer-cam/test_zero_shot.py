@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil
 
 from finer_cam import FinerCAM, ZeroShotFinerCAM, explain
+from finer_cam.tail import backward
 from support.tiny_classifiers import TOWER, build, pixels
 
 WORDS = ["<pad>", "<end>", "bird", "red", "epaulets", "wing", "a", "photo", "of"]
@@ -126,8 +127,82 @@ def test_images_go_through_the_processor_and_explain(model: nn.Module) -> None:
     torch.testing.assert_close(found[1].output.maps[0], out.maps[1], atol=1e-5, rtol=0)
     own = list(explain(model, processor, images, target=["wing", "red"], against=["bird"], progress=False))
     assert [one.target_name for one in own] == ["wing", "red"]
-    with pytest.raises(ValueError, match="must be texts"):
+    against = list(explain(model, processor, images, target="red", against=[["bird"], ["wing", "a"]], progress=False))
+    assert [one.reference_names for one in against] == [("bird",), ("wing", "a")]
+    with pytest.raises(ValueError, match="must be a text for models such as CLIP, got 3"):
         list(explain(model, processor, images, target=3, progress=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_from_images(model: nn.Module, dtype: torch.dtype) -> None:
+    images = [Image.effect_noise((60, 40), 80).convert("RGB")]
+    expected = ZeroShotFinerCAM(model, Processor())(images, target="red epaulets", against="bird")
+    out = ZeroShotFinerCAM(model.to(dtype), Processor())(images, target="red epaulets", against="bird")
+    assert out.maps.dtype == torch.float32
+    pair = torch.stack([out.maps.flatten(), expected.maps.flatten()])
+    assert float(torch.corrcoef(pair)[0, 1]) > 0.98
+
+
+def test_concepts_against_one_text_need_one_pass_each(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+
+    def count(*args: Any, **kwargs: Any) -> torch.Tensor:
+        passes.append(kwargs)
+        return backward(*args, **kwargs)
+
+    monkeypatch.setattr("finer_cam.observing.backward", count)
+    cam = ZeroShotFinerCAM(model, Processor())
+    cam(pixel_values=pixels(2, 32, 32), target=["red", "wing", "epaulets"], against="bird")
+    assert len(passes) == 3 + 1
+    passes.clear()
+    cam(pixel_values=pixels(2, 32, 32), target="red")
+    assert len(passes) == 1
+
+
+def test_text_to_compare_with_may_be_another_target(model: nn.Module) -> None:
+    cam, x = ZeroShotFinerCAM(model, Processor()), pixels(2, 32, 32)
+    out = cam(pixel_values=x, target=["red", "wing"], against=["wing", "bird"])
+    assert out.references.tolist() == [[[1, 2], [-1, 2]]] * 2
+    assert out.logits.shape == (2, 3)
+    alone = cam(pixel_values=x, target="red", against=["wing", "bird"])
+    torch.testing.assert_close(out.maps[:, 0], alone.maps, atol=1e-5, rtol=0)
+
+
+def test_texts_of_a_model_in_training_are_not_random() -> None:
+    model = build_model("clip")
+    for layer in model.text_model.encoder.layers:
+        layer.self_attn.dropout = 0.5
+    x, expected = pixels(1, 32, 32), ZeroShotFinerCAM(model, Processor())
+    wanted = expected(pixel_values=x, target="wing", against="bird").logits
+    out = ZeroShotFinerCAM(model.train(), Processor())(pixel_values=x, target="wing", against="bird")
+    torch.testing.assert_close(out.logits, wanted)
+    assert model.training
+
+
+def test_score_cam_of_as_many_texts_as_images(model: nn.Module) -> None:
+    cam, x = ZeroShotFinerCAM(model, Processor(), method="scorecam", top_channels=4), pixels(2, 32, 32)
+    out = cam(pixel_values=x, target="wing", against="bird")
+    for i in range(2):
+        one = cam(pixel_values=x[i : i + 1], target="wing", against="bird")
+        torch.testing.assert_close(one.maps[0], out.maps[i], atol=1e-4, rtol=0)
+
+
+def test_siglip2_from_images() -> None:
+    text = {**TEXT, "vocab_size": 16, "max_position_embeddings": 8, "bos_token_id": 0, "eos_token_id": 1}
+    torch.manual_seed(0)
+    model = tf.Siglip2Model(
+        tf.Siglip2Config(text_config=text, vision_config={**TEXT, "patch_size": 8, "num_patches": 16})
+    ).eval()
+    processor = Processor()
+    processor.image_processor = tf.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
+    images = [Image.effect_noise(size, 80).convert("RGB") for size in ((60, 30), (30, 60), (40, 40))]
+    out = ZeroShotFinerCAM(model, processor)(images, target=["red", "wing"], against="bird")
+    assert out.maps.shape[:2] == (3, 2)
+    assert out.grid.tolist()[0] == out.grid.tolist()[1][::-1]
+    found = list(explain(model, processor, images, target=["red", "wing", "red"], against="bird", progress=False))
+    assert [one.overlay().size for one in found] == [(60, 30), (30, 60), (40, 40)]
+    assert [one.target_name for one in found] == ["red", "wing", "red"]
+    torch.testing.assert_close(found[2].output.maps[0], out.select(2).maps[0, 0], atol=1e-5, rtol=0)
 
 
 def test_images_of_different_sizes_in_siglip2() -> None:
@@ -145,7 +220,7 @@ def test_images_of_different_sizes_in_siglip2() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"target": "wing", "against": "wing"}, "a text other than those of `target`"),
+        ({"target": "wing", "against": "wing"}, "a text other than each of `target`"),
         ({"target": ["wing", "wing"]}, "must not name a text twice"),
         ({"target": ""}, "`target` must be a text"),
         ({"target": "wing", "images": [], "pixel_values": torch.zeros(1, 3, 32, 32)}, "got both"),

@@ -2,7 +2,7 @@
 
 from finer_cam.cam import FinerCAM
 from finer_cam.explaining import Explanation, explain
-from finer_cam.faithfulness import Faithfulness, faithfulness
+from finer_cam.faithfulness import Faithfulness, compute_faithfulness
 from finer_cam.functional import combine, normalize_maps, upsample_maps
 from finer_cam.measures import area_under_curve, energy_in_region, pointing_game, relative_drop
 from finer_cam.metrics import metric_path
@@ -19,9 +19,9 @@ __all__ = [
     "__version__",
     "area_under_curve",
     "combine",
+    "compute_faithfulness",
     "energy_in_region",
     "explain",
-    "faithfulness",
     "metric_path",
     "normalize_maps",
     "pointing_game",

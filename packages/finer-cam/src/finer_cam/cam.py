@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from finer_cam import layers
 from finer_cam.classes import ClassNames, resolve_references, resolve_target
-from finer_cam.functional import METHODS, normalize_maps
-from finer_cam.observing import Choice, Observer
-from finer_cam.output import Evidence, FinerCAMOutput, build_output, check_gamma
+from finer_cam.evidence import MapOptions
+from finer_cam.functional import METHODS, Normalization, normalize_maps
+from finer_cam.layout import read_image_shape
+from finer_cam.observing import Call, Choice, Observer
+from finer_cam.output import FinerCAMOutput, build_output, check_gamma
 from finer_cam.references import Weighting, gather_classes, reference_weights
-from finer_cam.tail import check_parameters, undisturbed, without_inference_tensors
+from finer_cam.tail import explained_errors, undisturbed, without_inference_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class FinerCAM:
         weighting (defaults to `"uniform"`):
             `"uniform"` (published), `"softmax"` (over the references' logits, without gradient), a tensor of shape
             `(T,)` or `(B, T)`, or `"reference-code"`: that of the released code, which fades for confident models.
+            Of a tensor, the weight of a reference that is the target itself goes to the others in proportion.
         normalize (`"minmax"`, `"max"` or `None`, defaults to `"minmax"`): see [`normalize_maps`].
         processor (*optional*): image processor, so that [`FinerCAMOutput.overlay`] can undo its resize and crop.
         clip_outliers (`float`, *optional*):
@@ -84,7 +87,7 @@ class FinerCAM:
         references: Any = "logits",
         num_references: int = 3,
         weighting: Weighting | Tensor | Sequence[float] = "uniform",
-        normalize: Any = "minmax",
+        normalize: Normalization = "minmax",
         processor: Any = None,
         clip_outliers: float | None = None,
         channel_batch_size: int = 64,
@@ -106,11 +109,14 @@ class FinerCAM:
             raise ValueError(f"`clip_outliers` must be a quantile in (0, 1], got {clip_outliers!r}.")
         self.model = layers.unwrap(model)
         self.layer_name, self.layer = layers.get_target_layer(self.model, target_layer)
-        self.method, self.gamma, self.normalize, self.processor = method, gamma, normalize, processor
+        self.method, self.gamma, self.processor = method, gamma, processor
         self.references, self.num_references, self.weighting = references, num_references, weighting
-        self.clip_outliers = clip_outliers
         self.channel_batch_size, self.top_channels = channel_batch_size, top_channels
-        self._observer = Observer(self.model, self.layer_name, self.layer)
+        self._patches = layers.find_patches(self.model)
+        self._class_ids = {name: index for index, name in layers.find_class_names(self.model).items()}
+        options = MapOptions(method=method, normalize=normalize, clip_outliers=clip_outliers)
+        self._observer = Observer(self.model, self.layer_name, self.layer, options)
+        self._has_warned = False
 
     def __enter__(self) -> "FinerCAM":
         return self
@@ -146,46 +152,29 @@ class FinerCAM:
             ValueError: if classes, shapes or the target layer do not fit, or no gradient reaches the target layer.
         """
         gamma = self.gamma if gamma is None else gamma
-        check_gamma(gamma)
-        if self.method != "scorecam":
-            check_parameters(self.model)
-        with undisturbed(self.model):
+        has_strength = any(check_gamma(gamma))
+        with undisturbed(self.model), explained_errors(self.model):
             pixel_values = without_inference_tensors(pixel_values)
             kwargs = {name: without_inference_tensors(value) for name, value in kwargs.items()}
-            shape = layers.read_image_shape(self.model, pixel_values, kwargs)
-            choose = partial(self._choose, target=target, references=references)
+            shape = read_image_shape(self._patches, pixel_values, kwargs)
+            call = Call(pixel_values=pixel_values, kwargs=kwargs, shape=shape)
+            choose = partial(self._choose, target=target, references=references, has_strength=has_strength)
             if self.method == "scorecam":
-                seen, choice = self._observer.observe_scores(
-                    pixel_values,
-                    kwargs,
-                    shape,
-                    choose,
-                    batch_size=self.channel_batch_size,
-                    top_channels=self.top_channels,
+                evidence, choice, path = self._observer.observe_scores(
+                    call, choose, batch_size=self.channel_batch_size, top_channels=self.top_channels
                 )
             else:
-                seen, choice = self._observer.observe_gradients(pixel_values, kwargs, shape, choose)
-            self._check_head()
-            evidence = Evidence(
-                activations=seen.activations,
-                main=seen.main,
-                reference=seen.reference,
-                channels=seen.channels,
-                grids=seen.grids,
-                sizes=shape.sizes,
-                method=self.method,
-                normalize=self.normalize,
-                clip=self.clip_outliers,
-            )
+                evidence, choice, path = self._observer.observe_gradients(call, choose)
+                self._check_head()
             return build_output(
                 evidence,
                 gamma,
-                choice.several_targets,
+                choice.has_several_targets,
                 logits=choice.logits,
                 target=choice.target,
                 references=choice.references,
                 weights=choice.weights,
-                path=seen.path,
+                path=path,
                 processor=self.processor,
             )
 
@@ -197,14 +186,14 @@ class FinerCAM:
                 "layer that is pooled."
             )
 
-    def _choose(self, logits: Tensor, *, target: Any, references: Any) -> Choice:
+    def _choose(self, logits: Tensor, *, target: Any, references: Any, has_strength: bool) -> Choice:
         """Returns what to explain, from the logits `(B, C)`: target `(B, Q)`, references and weights `(B, Q, T)`."""
         references = self.references if references is None else references
-        names = ClassNames(logits.shape[1], layers.find_class_names(self.model))
-        targets, several_targets = resolve_target(target, logits, names)
-        nothing = self.num_references == 0 and (isinstance(references, str) or _is_matrix(references))
-        if nothing or logits.shape[1] == 1:
-            if self.gamma != 0:
+        names = ClassNames(logits.shape[1], self._class_ids)
+        targets, has_several_targets = resolve_target(target, logits, names)
+        if self.num_references == 0 and (isinstance(references, str) or _is_matrix(references)):
+            if has_strength and not self._has_warned:
+                self._has_warned = True
                 logger.warning("There is no class to compare with: the maps are base maps.")
             chosen = targets.new_empty(*targets.shape, 0)
         else:
@@ -221,22 +210,18 @@ class FinerCAM:
             target=targets,
             references=chosen,
             weights=self._weigh(logits, chosen),
-            are_weights_fixed=not self._follows_code,
-            several_targets=several_targets,
+            are_weights_fixed=not isinstance(self.weighting, str) or self.weighting != "reference-code",
+            has_several_targets=has_several_targets,
         )
-
-    @property
-    def _follows_code(self) -> bool:
-        return isinstance(self.weighting, str) and self.weighting == "reference-code"
 
     def _weigh(self, logits: Tensor, references: Tensor) -> Tensor:
         """Returns the weights `(B, Q, T)`; under `"reference-code"` those that a gradient would also flow through."""
-        if isinstance(self.weighting, str) and not self._follows_code:
-            return reference_weights(logits, references, self.weighting)
         valid = references >= 0
-        if self._follows_code:
-            chances = gather_classes(logits.softmax(dim=1), references) * valid
-            return chances / (chances.sum(dim=2, keepdim=True) + 1e-9)
+        if isinstance(self.weighting, str):
+            if self.weighting != "reference-code":
+                return reference_weights(logits, references, self.weighting)
+            probabilities = gather_classes(logits.softmax(dim=1), references) * valid
+            return probabilities / (probabilities.sum(dim=2, keepdim=True) + 1e-9)
         weights = torch.as_tensor(self.weighting, dtype=torch.float32, device=logits.device)
         num_references = references.shape[2]
         if weights.shape not in ((num_references,), (len(logits), num_references)):
@@ -244,7 +229,10 @@ class FinerCAM:
                 f"`weighting` must have the shape ({num_references},) or ({len(logits)}, {num_references}), one "
                 f"weight for each reference, got {tuple(weights.shape)}."
             )
-        return (weights if weights.ndim == 1 else weights[:, None]).expand(references.shape) * valid
+        given = (weights if weights.ndim == 1 else weights[:, None]).expand(references.shape)
+        left = given * valid
+        share = left.sum(dim=2, keepdim=True) / given.sum(dim=2, keepdim=True)
+        return left / share.where(share > 0, 1.0)
 
 
 def _is_matrix(references: Any) -> bool:

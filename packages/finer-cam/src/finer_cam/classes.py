@@ -9,8 +9,6 @@ from torch import Tensor
 
 from finer_cam.references import nearest_by_matrix, nearest_by_weight, select_references, without_target
 
-IdLike = int | str
-
 
 @dataclass(frozen=True)
 class ClassNames:

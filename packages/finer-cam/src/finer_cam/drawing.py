@@ -36,7 +36,7 @@ def _matplotlib_colors(values: Tensor, colormap: str) -> Tensor:
         ) from None
     if colormap not in matplotlib.colormaps:
         raise ValueError(f"`colormap` must be 'inferno' or a colormap of matplotlib, got {colormap!r}.")
-    return 255 * torch.tensor(matplotlib.colormaps[colormap](values.tolist()))[..., :3].float()
+    return 255 * torch.tensor(matplotlib.colormaps[colormap](values.numpy()))[..., :3].float()
 
 
 def blend(image: Image.Image, values: Tensor, colormap: str, alpha: float) -> Image.Image:
@@ -58,5 +58,4 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 def to_image(pixels: Tensor) -> Image.Image:
     """Returns an image from pixels `(H, W, 3)` in [0, 255]."""
-    values = pixels.round().clamp(0, 255).to(torch.uint8).contiguous()
-    return Image.frombytes("RGB", (values.shape[1], values.shape[0]), bytes(values.flatten().tolist()))
+    return Image.fromarray(pixels.round().clamp(0, 255).to(torch.uint8).numpy())

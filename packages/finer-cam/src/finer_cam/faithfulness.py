@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from finer_cam.layers import unwrap
 from finer_cam.measures import area_under_curve, count_pixels, rank_pixels, relative_drop
-from finer_cam.tail import call_model, undisturbed
+from finer_cam.tail import call_model, take_rows, undisturbed
 
 Fill = Literal["zero_normalized", "black", "mean", "blur"]
 BLUR_SIZE, BLUR_SIGMA = 11, 5.0  # of RISE's insertion
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Faithfulness:
     """What masking did to the probabilities of a batch.
 
@@ -62,7 +62,7 @@ class Faithfulness:
         return {**means, **areas, "fill": self.fill, "insertion_fill": self.insertion_fill}
 
 
-def faithfulness(
+def compute_faithfulness(
     model: nn.Module,
     pixel_values: Tensor,
     maps: Tensor,
@@ -89,7 +89,8 @@ def faithfulness(
         pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): processed images.
         maps (`torch.Tensor` of shape `(B, H, W)`): of any kind.
         target (`torch.Tensor` of shape `(B,)`, int64): the explained class.
-        references (`torch.Tensor` of shape `(B,)` or `(B, T)`, int64): look-alikes, nearest first.
+        references (`torch.Tensor` of shape `(B,)` or `(B, T)`, int64): look-alikes, nearest first; negative ids are
+            padding.
         ratios (`Sequence[float]`, defaults to `(0.05, 0.1)`): shares of pixels masked for the relative drop.
         num_steps (`int`, defaults to 100): steps of deletion and insertion; 0 leaves them out (areas are NaN).
         reduce (`"first"`, `"mean"` or `"max"`, defaults to `"first"`):
@@ -99,7 +100,7 @@ def faithfulness(
             image, a Gaussian `"blur"` of 11 x 11 pixels and sigma 5, or a tensor that broadcasts to the images.
         processor (*optional*): for `"black"`, whose mean and standard deviation say what black is.
         batch_size (`int`, defaults to 64): masked images in one forward.
-        **kwargs: for the model.
+        **kwargs: for the model; a tensor with one entry for each image goes along with it.
 
     Returns:
         [`Faithfulness`]
@@ -111,45 +112,60 @@ def faithfulness(
 
     ```python
     >>> import torch
-    >>> from finer_cam import faithfulness
+    >>> from finer_cam import compute_faithfulness
     >>> class Sum(torch.nn.Module):  # class 0: the left pixel, class 1: the right one
     ...     def forward(self, x):
     ...         return x.sum(1).flatten(1)
     >>> x, maps = torch.ones(1, 1, 1, 2), torch.tensor([[[1.0, 0.0]]])
-    >>> scores = faithfulness(Sum(), x, maps, torch.tensor([0]), torch.tensor([1]), ratios=[0.5], num_steps=2)
+    >>> scores = compute_faithfulness(Sum(), x, maps, torch.tensor([0]), torch.tensor([1]), ratios=[0.5], num_steps=2)
     >>> round(float(scores.relative_drop[0.5]), 4)  # softmax(0, 1) instead of softmax(1, 1)
     0.4621
 
     ```
     """
-    _check(pixel_values, maps, ratios, num_steps, reduce)
     references = references[:, None] if references.ndim == 1 else references
+    _check_shapes(pixel_values, maps, target, references)
+    _check_options(ratios, num_steps, reduce)
     model, size = unwrap(model), maps.shape[1] * maps.shape[2]
     counts = [0, *(count_pixels(ratio, size) for ratio in ratios)]
     steps = [count_pixels(step / num_steps, size) for step in range(num_steps + 1)] if num_steps else []
     num_masked = torch.tensor([*counts, *steps, *steps], device=maps.device)
     inserts = torch.arange(len(num_masked), device=maps.device) >= len(counts) + len(steps)
     with undisturbed(model):
-        grounds = [make_ground(pixel_values, one, processor) for one in (fill, insertion_fill)]
+        fills = [build_fill(pixel_values, one, processor) for one in (fill, insertion_fill)]
         ranks, results = rank_pixels(maps), []
         for items in torch.arange(len(maps) * len(num_masked), device=maps.device).split(batch_size):
             row, item = items // len(num_masked), items % len(num_masked)
             top = (ranks[row] < num_masked[item, None, None]) ^ inserts[item, None, None]
-            ground = grounds[0][row].where(~inserts[item, None, None, None], grounds[1][row])
-            masked = ground.where(top[:, None], pixel_values[row])
-            chances = call_model(model, masked, kwargs).float().softmax(dim=1)
+            filled = fills[0][row].where(~inserts[item, None, None, None], fills[1][row])
+            masked = filled.where(top[:, None], pixel_values[row])
+            logits = call_model(model, masked, take_rows(kwargs, row, len(maps)))
+            probabilities = logits.float().softmax(dim=1)
             chosen = torch.cat([target[row, None], references[row].clamp(min=0)], dim=1)
-            results.append(chances.gather(1, chosen.to(chances.device)))
+            results.append(probabilities.gather(1, chosen.to(probabilities.device)))
     table = torch.cat(results).unflatten(0, (len(maps), len(num_masked)))  # (B, M, 1 + T)
     return _summarise(table, references, list(ratios), len(steps), reduce, _name(fill), _name(insertion_fill))
 
 
-def _check(pixel_values: Tensor, maps: Tensor, ratios: Sequence[float], num_steps: int, reduce: str) -> None:
+def _check_shapes(pixel_values: Tensor, maps: Tensor, target: Tensor, references: Tensor) -> None:
     if pixel_values.ndim != 4 or maps.shape != (len(pixel_values), *pixel_values.shape[2:]):
         raise ValueError(
             f"expected `pixel_values` (B, C, H, W) and one map (H, W) for each image, got {tuple(pixel_values.shape)} "
             f"and {tuple(maps.shape)}; choose one gamma and one target."
         )
+    if target.shape != (len(maps),) or references.ndim != 2 or len(references) != len(maps):
+        raise ValueError(
+            f"expected `target` (B,) and `references` (B,) or (B, T) for {len(maps)} maps, got {tuple(target.shape)} "
+            f"and {tuple(references.shape)}."
+        )
+    if not (has_reference := (references >= 0).any(dim=1)).all():
+        raise ValueError(
+            f"`references` must have a class for each image, got none for image {int((~has_reference).nonzero()[0])}; "
+            "give the look-alike whose drop is subtracted."
+        )
+
+
+def _check_options(ratios: Sequence[float], num_steps: int, reduce: str) -> None:
     if any(not 0 <= ratio <= 1 for ratio in ratios):
         raise ValueError(f"`ratios` must be in [0, 1], got {list(ratios)}.")
     if num_steps < 0:
@@ -172,7 +188,8 @@ def _summarise(
     drops = before - masked  # (B, ratios, 1 + T)
     others, valid = drops[..., 1:], (references >= 0)[:, None].to(drops.device)
     if reduce == "first":
-        reference_drop = others[..., 0]
+        first = valid.int().argmax(dim=2, keepdim=True)  # padding may come before it
+        reference_drop = others.gather(2, first.expand(-1, len(ratios), -1))[..., 0]
     elif reduce == "mean":
         reference_drop = (others * valid).sum(dim=2) / valid.sum(dim=2)
     else:
@@ -198,7 +215,7 @@ def _name(fill: Any) -> str:
     return fill if isinstance(fill, str) else "tensor"
 
 
-def make_ground(pixel_values: Tensor, fill: Any, processor: Any) -> Tensor:
+def build_fill(pixel_values: Tensor, fill: Any, processor: Any) -> Tensor:
     """Returns what masked pixels become, of the shape of `pixel_values`."""
     if isinstance(fill, Tensor):
         return fill.to(pixel_values).expand_as(pixel_values)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 Method = Literal["cam", "gradcam", "hirescam", "layercam", "xgradcam", "gradcam++", "scorecam"]
 METHODS: tuple[str, ...] = get_args(Method)
 GRADIENT_METHODS = tuple(method for method in METHODS if method != "scorecam")
+LINEAR_METHODS = ("cam", "gradcam", "hirescam", "xgradcam")  # their maps are linear in the gradient, before the ReLU
 Normalization = Literal["minmax", "max"] | None
 EPSILON = 1e-7  # added to the maximum of a map before it divides
 
@@ -51,14 +52,32 @@ def compute_maps(activations: Tensor, gradients: Tensor, method: str = "gradcam"
     """
     if method not in GRADIENT_METHODS:
         raise ValueError(f"`method` must be one of {', '.join(GRADIENT_METHODS)}, got {method!r}.")
-    activations, gradients = activations.float(), gradients.float()
-    gradients = gradients.expand(*gradients.shape[:-2], *activations.shape[-2:])
-    if method == "hirescam":
-        return (gradients * activations).sum(dim=-3).relu()
+    if method in LINEAR_METHODS:
+        return signed_maps(activations, gradients, method).relu()
+    activations, gradients = _as_equals(activations, gradients)
     if method == "layercam":
         return (gradients.relu() * activations).sum(dim=-3).relu()
-    weights = _channel_weights(activations, gradients, method)
-    return torch.einsum("...d,...dhw->...hw", weights, activations).relu()
+    return _weigh_channels(activations, _channel_weights(activations, gradients, method)).relu()
+
+
+def signed_maps(activations: Tensor, gradients: Tensor, method: str) -> Tensor:
+    """Returns maps `(..., h, w)` of one of `LINEAR_METHODS` with their negative values, see [`compute_maps`].
+
+    The map of a sum of gradients is the sum of their maps.
+    """
+    activations, gradients = _as_equals(activations, gradients)
+    if method == "hirescam":
+        return (gradients * activations).sum(dim=-3)
+    return _weigh_channels(activations, _channel_weights(activations, gradients, method))
+
+
+def _as_equals(activations: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns both in float32, the gradient at each place."""
+    return activations.float(), gradients.float().expand(*gradients.shape[:-2], *activations.shape[-2:])
+
+
+def _weigh_channels(activations: Tensor, weights: Tensor) -> Tensor:
+    return torch.einsum("...d,...dhw->...hw", weights, activations)
 
 
 def _channel_weights(activations: Tensor, gradients: Tensor, method: str) -> Tensor:

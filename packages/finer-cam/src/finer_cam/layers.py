@@ -1,18 +1,18 @@
-"""What this package knows about models: where blocks, norms, patches and classifiers are, and how tokens lie.
+"""What this package knows about models: where blocks, norms, patches, classifiers, names and texts are.
 
-Everything is found by inspection, and nothing else in the package looks into a model.
+Everything is found by inspection, and nothing else in the package looks for a part of a model by name.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from finer_cam.layout import Patches
+
 VISION_TOWERS = ("vision_model", "vision_tower")
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-MAX_HALVINGS = 6  # of the patch grid in a hierarchical model
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -50,7 +50,7 @@ def find_target_layer(model: nn.Module) -> tuple[str, nn.Module]:
     if any(_is_block_list(child) for child in block.children()):
         return ".".join(names), block
     for child_name, child in block.named_children():
-        if "norm" in type(child).__name__.lower():
+        if type(child).__name__.lower().endswith(("layernorm", "rmsnorm")):  # no batch norm of a convolutional block
             return ".".join([*names, child_name]), child
     return ".".join(names), block
 
@@ -106,132 +106,21 @@ def _suggestions(model: nn.Module) -> list[str]:
     return names[-4:] or [name for name, _ in model.named_modules() if name][-4:]
 
 
-def find_patch_size(model: nn.Module) -> tuple[int, int] | None:
-    """Returns the size of a patch: of the first convolution whose stride is its kernel, else the configured one."""
+def find_patches(model: nn.Module) -> Patches:
+    """Returns the size of a patch and the number of register tokens.
+
+    The size is that of the first convolution whose stride is its kernel, else the configured one.
+    """
     _, root = _vision_tower(model)
+    configs = [getattr(module, "config", None) for module in root.modules()]
+    registers = max(int(getattr(config, "num_register_tokens", 0) or 0) for config in configs)
     for module in root.modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == module.stride and module.stride[0] > 1:
-            return module.stride[0], module.stride[1]
-    for module in root.modules():
-        size = getattr(getattr(module, "config", None), "patch_size", None)
-        if isinstance(size, int):
-            return size, size
-    return None
-
-
-def count_registers(model: nn.Module) -> int:
-    """Returns the number of register tokens that the configuration names."""
-    configs = (getattr(module, "config", None) for module in model.modules())
-    return max((int(getattr(config, "num_register_tokens", 0) or 0) for config in configs), default=0)
-
-
-@dataclass(frozen=True)
-class ImageShape:
-    """Size in pixels of each image of a batch, and the size of a patch where there is one.
-
-    `num_registers` counts the register tokens of the configuration; `is_patchified` says that the model was given
-    patches in rows (SigLIP2), whose images may differ in size.
-    """
-
-    sizes: tuple[tuple[int, int], ...]
-    patch: tuple[int, int] | None
-    num_registers: int = 0
-    is_patchified: bool = False
-
-    def grids(self) -> Iterator[tuple[int, int]]:
-        """Yields the patch grid of the first image and what is left of it after each halving, rounded up."""
-        if self.patch is not None:
-            height, width = self.sizes[0][0] // self.patch[0], self.sizes[0][1] // self.patch[1]
-            for _ in range(MAX_HALVINGS):
-                yield height, width
-                height, width = -(-height // 2), -(-width // 2)
-
-
-def read_image_shape(model: nn.Module, pixel_values: Tensor, kwargs: dict[str, Any]) -> ImageShape:
-    """Returns the sizes of the images of a call: from the pixels, or from `spatial_shapes` of patchified images.
-
-    Raises:
-        ValueError: if `pixel_values` is neither.
-    """
-    patch = find_patch_size(model)
-    if pixel_values.ndim == 4:
-        size = (pixel_values.shape[2], pixel_values.shape[3])
-        return ImageShape((size,) * len(pixel_values), patch, count_registers(model))
-    if pixel_values.ndim == 3 and "spatial_shapes" in kwargs and patch is not None:
-        shapes = kwargs["spatial_shapes"].tolist()
-        return ImageShape(tuple((h * patch[0], w * patch[1]) for h, w in shapes), patch, is_patchified=True)
-    raise ValueError(
-        "`pixel_values` must have the shape (batch_size, num_channels, height, width), or be patches of the shape "
-        f"(batch_size, num_patches, patch_dim) together with `spatial_shapes`, got {tuple(pixel_values.shape)}."
-    )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a layer's output becomes `(B, D, h, w)`: its kind, the grid of each image, and leading tokens to drop."""
-
-    kind: str  # "nchw", "nhwc" or "tokens"
-    grids: tuple[tuple[int, int], ...]
-    num_prefix: int = 0
-
-    @property
-    def is_ragged(self) -> bool:
-        """Whether images have grids of different sizes."""
-        return len(set(self.grids)) > 1
-
-    def to_grid(self, output: Tensor) -> Tensor:
-        """Returns the output or its gradient as `(B, D, h, w)`; smaller grids are padded with zeros."""
-        if self.kind == "nchw":
-            return output
-        if self.kind == "nhwc":
-            return output.permute(0, 3, 1, 2)
-        height, width = self.grids[0]
-        if not self.is_ragged:
-            tokens = output[:, self.num_prefix : self.num_prefix + height * width]
-            return tokens.transpose(1, 2).reshape(len(tokens), -1, height, width)
-        tallest, widest = max(h for h, _ in self.grids), max(w for _, w in self.grids)
-        padded = output.new_zeros(len(output), output.shape[2], tallest, widest)
-        for row, (height, width) in enumerate(self.grids):
-            padded[row, :, :height, :width] = output[row, : height * width].T.unflatten(1, (height, width))
-        return padded
-
-
-def find_layout(output: Tensor, shape: ImageShape) -> Layout:
-    """Returns the layout of a layer's output, by its shape against the patch grid.
-
-    Raises:
-        ValueError: if it is no map of the image.
-    """
-    batch_size = output.shape[0]
-    grids = list(shape.grids())
-    if output.ndim == 4:
-        first, last = (output.shape[1], output.shape[2]), (output.shape[2], output.shape[3])
-        is_nhwc = first in grids and last not in grids
-        return Layout("nhwc" if is_nhwc else "nchw", ((first if is_nhwc else last),) * batch_size)
-    if output.ndim != 3:
-        raise ValueError(
-            "the target layer must give maps (batch_size, channels, height, width) or tokens (batch_size, num_tokens, "
-            f"channels), got an output of shape {tuple(output.shape)}; choose another `target_layer`."
-        )
-    if not grids:
-        raise ValueError(
-            f"the target layer gives {output.shape[1]} tokens, but the model has no patch size (no convolution whose "
-            "stride is its kernel, no `config.patch_size`); choose a `target_layer` that gives (B, D, h, w) maps."
-        )
-    num_tokens = output.shape[1]
-    if shape.patch is not None and shape.is_patchified:
-        patch_height, patch_width = shape.patch
-        return Layout("tokens", tuple((h // patch_height, w // patch_width) for h, w in shape.sizes))
-    for height, width in grids:
-        num_prefix = num_tokens - height * width
-        if num_prefix == 0 or ((height, width) == grids[0] and 0 < num_prefix <= 2 + shape.num_registers):
-            return Layout("tokens", ((height, width),) * batch_size, num_prefix)
-    height, width = grids[0]
-    raise ValueError(
-        f"expected {height} x {width} patch tokens (image {shape.sizes[0][0]} x {shape.sizes[0][1]}, patch "
-        f"{shape.patch}) after at most {2 + shape.num_registers} leading tokens, got {num_tokens} tokens, which "
-        f"leaves {num_tokens - height * width}; choose a `target_layer` with one token for each patch."
-    )
+            return Patches((module.stride[0], module.stride[1]), registers)
+    for config in configs:
+        if isinstance(size := getattr(config, "patch_size", None), int):
+            return Patches((size, size), registers)
+    return Patches(None, registers)
 
 
 def classifier_weight(model: nn.Module, num_classes: int) -> Tensor:
@@ -254,18 +143,31 @@ def classifier_weight(model: nn.Module, num_classes: int) -> Tensor:
     return weight
 
 
-def find_class_names(model: nn.Module) -> dict[str, int]:
-    """Returns the ids of class names, from `model.config.id2label`."""
+def find_class_names(model: nn.Module) -> dict[int, str]:
+    """Returns the names of classes by their ids, from `model.config.id2label`."""
     id2label = getattr(getattr(model, "config", None), "id2label", None) or {}
-    return {str(name): int(index) for index, name in id2label.items()}
+    return {int(index): str(name) for index, name in id2label.items()}
 
 
-def has_compiled_parts(model: nn.Module) -> bool:
-    """Whether a module of the model was compiled in place, so that hooks inside it may not run."""
-    return any(
-        module._compiled_call_impl is not None or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        for module in model.modules()
-    )
+def find_placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Returns where a model takes its images, and in which dtype: those of its first weight that is not on disk."""
+    for weight in model.parameters():
+        if weight.is_floating_point() and not weight.is_meta:
+            return weight.device, weight.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module was compiled in place, so that hooks inside it may not run."""
+    return module._compiled_call_impl is not None or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+
+
+def takes_pixel_values(model: nn.Module) -> bool:
+    """Whether images are given to the model as `pixel_values=`, and not as its first argument."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    has_others = any(one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD) for one in parameters)
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    return any(one.name == "pixel_values" for one in parameters) or (takes_any and not has_others)
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -294,11 +196,12 @@ def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
         output[name] = tensor
         return output
     index = next(i for i, item in enumerate(output) if isinstance(item, Tensor))
-    return type(output)([*output[:index], tensor, *output[index + 1 :]])
+    items = [*output[:index], tensor, *output[index + 1 :]]
+    return type(output)(*items) if hasattr(output, "_fields") else type(output)(items)  # a namedtuple, or a tuple
 
 
 def read_logits(output: Any) -> Tensor:
-    """Returns the class scores `(batch_size, num_classes)` of a model's output.
+    """Returns the class scores `(batch_size, num_classes)` of a model's output; see [`as_two_classes`].
 
     Raises:
         ValueError: if there are none.
@@ -315,4 +218,45 @@ def read_logits(output: Any) -> Tensor:
         )
     if not torch.isfinite(logits).all():
         raise ValueError("expected finite logits, got NaN or infinity; check the inputs and the dtype of the model.")
-    return logits
+    return as_two_classes(logits)
+
+
+def as_two_classes(logits: Tensor) -> Tensor:
+    """Returns logits as they are, but a single one `(B, 1)` as those of classes 0 and 1."""
+    return torch.cat([-logits / 2, logits / 2], dim=1) if logits.shape[1] == 1 else logits
+
+
+def has_texts(model: nn.Module) -> bool:
+    """Whether this is an image-text model such as CLIP."""
+    return hasattr(model, "get_image_features") and hasattr(model, "get_text_features")
+
+
+def image_embeds(model: Any, pixel_values: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    """Returns the image embeddings of an image-text model, `(B, D)`, as it gives them."""
+    return _embeds(model.get_image_features(pixel_values=pixel_values, **kwargs))
+
+
+def text_embeds(model: Any, inputs: Any) -> Tensor:
+    """Returns the text embeddings of an image-text model, `(num_texts, D)`, as it gives them."""
+    return _embeds(model.get_text_features(**inputs))
+
+
+def _embeds(features: Any) -> Tensor:
+    """Returns the embeddings; newer versions wrap them."""
+    embeds: Tensor = features if isinstance(features, Tensor) else features.pooler_output
+    return embeds
+
+
+def text_padding(model: nn.Module) -> bool | str:
+    """Returns how a tokenizer must pad: SigLIP was trained on texts padded to their full length."""
+    model_type = str(getattr(getattr(model, "config", None), "model_type", ""))
+    return "max_length" if model_type.startswith("siglip") else True
+
+
+def scale_cosines(model: nn.Module, cosines: Tensor) -> Tensor:
+    """Returns the logits that an image-text model makes of cosines, float32."""
+    scale, bias = getattr(model, "logit_scale", None), getattr(model, "logit_bias", None)
+    if not isinstance(scale, Tensor):
+        return cosines
+    logits = cosines * scale.detach().float().exp()
+    return logits + bias.detach().float() if isinstance(bias, Tensor) else logits

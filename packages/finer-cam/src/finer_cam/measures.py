@@ -79,10 +79,14 @@ def energy_in_region(maps: Tensor, regions: Tensor) -> Tensor:
 
     Args:
         maps (`torch.Tensor` of shape `(..., H, W)`): without negative values.
-        regions (`torch.Tensor`): masks of the same shape, or boxes `(..., 4)` as `x0, y0, x1, y1` in half-open pixels.
+        regions (`torch.Tensor`): masks of the same shape, or boxes `(..., 4)` as `x0, y0, x1, y1` in half-open pixels;
+            or one mask `(H, W)` or one box `(4,)` for all maps.
 
     Returns:
-        `torch.Tensor` of shape `(...)`, in [0, 1]; 0 for a map that is zero everywhere.
+        `torch.Tensor` of shape `(...)`, in [0, 1]; 0 for a map that is zero everywhere. Summed in float64.
+
+    Raises:
+        ValueError: if the shapes do not fit.
 
     Example:
 
@@ -94,9 +98,9 @@ def energy_in_region(maps: Tensor, regions: Tensor) -> Tensor:
 
     ```
     """
-    masks = _to_masks(regions, maps)
-    total = maps.sum(dim=(-2, -1))
-    return (maps * masks).sum(dim=(-2, -1)) / total.where(total > 0, 1.0)
+    exact = maps.double()
+    total = exact.sum(dim=(-2, -1))
+    return ((exact * _to_masks(regions, maps)).sum(dim=(-2, -1)) / total.where(total > 0, 1.0)).to(maps.dtype)
 
 
 def pointing_game(maps: Tensor, regions: Tensor, tolerance: int = 0) -> Tensor:
@@ -132,16 +136,16 @@ def pointing_game(maps: Tensor, regions: Tensor, tolerance: int = 0) -> Tensor:
 
 
 def _to_masks(regions: Tensor, maps: Tensor) -> Tensor:
-    """Returns regions as masks of the shape of maps."""
-    height, width = maps.shape[-2:]
-    if regions.shape[-2:] == (height, width) and regions.ndim >= 2:
-        return (regions > 0).to(maps.dtype)
-    if regions.shape[-1] != 4 or regions.is_complex():
+    """Returns regions as masks, bool, of the shape of maps or one for all of them."""
+    leading, (height, width) = maps.shape[:-2], maps.shape[-2:]
+    if regions.shape in (maps.shape, (height, width)):
+        return regions > 0
+    if regions.ndim == 0 or regions.shape[-1] != 4 or regions.shape[:-1] not in (leading, ()):
         raise ValueError(
-            f"`regions` must be masks of shape {tuple(maps.shape)} or boxes of shape (..., 4), got "
-            f"{tuple(regions.shape)}."
+            f"`regions` must be masks of shape {tuple(maps.shape)} or boxes of shape {(*leading, 4)}, or one mask "
+            f"{(height, width)} or box (4,) for all, got {tuple(regions.shape)}."
         )
     x0, y0, x1, y1 = (edge[..., None, None] for edge in regions.unbind(dim=-1))
     rows = torch.arange(height, device=maps.device)[:, None]
     columns = torch.arange(width, device=maps.device)[None]
-    return ((rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)).to(maps.dtype)
+    return (rows >= y0) & (rows < y1) & (columns >= x0) & (columns < x1)

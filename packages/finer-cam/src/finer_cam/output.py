@@ -1,5 +1,6 @@
-"""What a call of FinerCAM returns, and how maps follow from what was seen of the model."""
+"""What a call of FinerCAM returns: maps, what they are about, pictures and files."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,82 +12,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from finer_cam import drawing, geometry
-from finer_cam.functional import clip_outliers, compute_maps, upsample_maps
+from finer_cam.evidence import Evidence
 from finer_cam.measures import top_pixels
 
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """All that maps of any gamma follow from, without the model.
-
-    Args:
-        activations: `(B, D, h, w)`, float32.
-        main: gradient of the main part of the objective, `(B, Q, D, h, w)` or `(B, Q, D, 1, 1)` where it is equal at
-            each place; for Score-CAM the scores of the channels, `(B, Q, K)`.
-        reference: the same of the reference part.
-        channels: for Score-CAM, the channels that were scored, `(B, K)`.
-        grids: grid of each image, `(B, 2)`.
-        sizes: pixels of each image, height and width.
-        method, normalize, clip: options of [`FinerCAM`].
-    """
-
-    activations: Tensor
-    main: Tensor
-    reference: Tensor
-    channels: Tensor | None
-    grids: Tensor
-    sizes: tuple[tuple[int, int], ...]
-    method: str
-    normalize: Any
-    clip: float | None
-
-    def select(self, row: int) -> "Evidence":
-        """Returns what was seen of one image."""
-        rows = slice(row, row + 1)
-        tensors = {name: getattr(self, name)[rows] for name in ("activations", "main", "reference", "grids")}
-        channels = None if self.channels is None else self.channels[rows]
-        return replace(self, **tensors, channels=channels, sizes=self.sizes[rows])
-
-    def raw_maps(self, gammas: Sequence[float]) -> Tensor:
-        """Returns maps on the grid, `(B, Q, G, h, w)`; smaller grids are padded with zeros."""
-        batch_size, num_targets = self.main.shape[:2]
-        raw = self.activations.new_zeros(batch_size, num_targets, len(gammas), *self.activations.shape[2:])
-        with torch.autocast(raw.device.type, enabled=False):
-            for (height, width), rows in _groups(self.grids.tolist()):
-                for index, gamma in enumerate(gammas):
-                    raw[rows, :, index, :height, :width] = self._raw_map(rows, height, width, gamma)
-        return raw
-
-    def _raw_map(self, rows: list[int], height: int, width: int, gamma: float) -> Tensor:
-        activations = self.activations[rows, :, :height, :width]
-        if self.channels is not None:
-            weights = (self.main[rows] - gamma * self.reference[rows]).softmax(dim=2)
-            scored = activations.gather(1, self.channels[rows][..., None, None].expand(-1, -1, height, width))
-            raw = torch.einsum("bqk,bkhw->bqhw", weights, scored).relu()
-        else:
-            gradients = self.main[rows] - gamma * self.reference[rows]
-            raw = compute_maps(activations[:, None], gradients[..., :height, :width], self.method)
-        return raw if self.clip is None else clip_outliers(raw, self.clip)
-
-    def pixel_maps(self, raw: Tensor) -> Tensor:
-        """Returns maps in pixels, `(B, Q, G, H, W)`, from those on the grid; smaller images are padded with zeros."""
-        tallest, widest = max(h for h, _ in self.sizes), max(w for _, w in self.sizes)
-        maps = raw.new_zeros(*raw.shape[:-2], tallest, widest)
-        for ((height, width), grid), rows in _groups([*zip(self.sizes, map(tuple, self.grids.tolist()), strict=True)]):
-            part = raw[rows][..., : grid[0], : grid[1]]
-            maps[rows, ..., :height, :width] = upsample_maps(part, (height, width), self.normalize)
-        return maps
+TENSORS = ("maps", "raw", "grid", "logits", "target", "references", "weights", "is_empty")
 
 
-def _groups(keys: list[Any]) -> list[tuple[Any, list[int]]]:
-    """Returns the distinct keys with their rows, in order of appearance."""
-    groups: dict[Any, list[int]] = {}
-    for row, key in enumerate(keys):
-        groups.setdefault(tuple(key), []).append(row)
-    return list(groups.items())
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FinerCAMOutput:
     """Maps of a batch, and what they are about.
 
@@ -137,18 +69,17 @@ class FinerCAMOutput:
 
     def regamma(self, gamma: float | Sequence[float]) -> "FinerCAMOutput":
         """Returns the maps of another strength, or of several, without calling the model."""
-        several_targets = self.target.ndim == 2
-        return replace(self, **_render(self.evidence, gamma, several_targets))
+        return replace(self, **_render(self.evidence, gamma, self.target.ndim == 2))
 
     def select(self, row: int) -> "FinerCAMOutput":
-        """Returns the output of one image of the batch, with a batch axis of 1; without the padding of larger ones."""
+        """Returns a copy of one image's part, with a batch axis of 1 and without the padding of larger images."""
+        row = range(len(self.maps))[row]
         evidence = self.evidence.select(row)
         (height, width), (rows, columns) = evidence.sizes[0], evidence.grids[0].tolist()
-        names = ("grid", "logits", "target", "references", "weights", "is_empty")
-        fields: dict[str, Any] = {name: getattr(self, name)[row : row + 1] for name in names}
-        fields["maps"] = self.maps[row : row + 1, ..., :height, :width]
-        fields["raw"] = self.raw[row : row + 1, ..., :rows, :columns]
-        return replace(self, **fields, evidence=evidence)
+        fields: dict[str, Any] = {name: getattr(self, name)[row][None] for name in TENSORS}
+        fields["maps"] = fields["maps"][..., :height, :width]
+        fields["raw"] = fields["raw"][..., :rows, :columns]
+        return replace(self, **{name: value.clone() for name, value in fields.items()}, evidence=evidence)
 
     def top_region(self, ratio: float) -> Tensor:
         """Returns the highest pixels of each map as a mask of the shape of `maps`.
@@ -203,32 +134,34 @@ class FinerCAMOutput:
     def to_dict(self) -> dict[str, Any]:
         """Returns plain lists, numbers and strings, ready for JSON; without maps in pixels, which `raw` gives."""
         tensors = {name: value.tolist() for name, value in self._tensors().items() if name != "maps"}
-        return {**tensors, "gamma": list(self.gamma), "path": self.path, "method": self.evidence.method}
+        return {**tensors, "gamma": list(self.gamma), "path": self.path, "method": self.evidence.options.method}
 
     def save(self, path: str | Path) -> None:
         """Writes all tensors to a safetensors file, whole or not at all."""
         path = Path(path)
         if path.suffix != ".safetensors":
             raise ValueError(f"`path` must end in .safetensors, got {path.name!r}.")
-        partial = path.with_suffix(".part")
         tensors = {**self._tensors(), "gamma": torch.tensor(self.gamma)}
-        metadata = {"method": self.evidence.method, "path": self.path}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata=metadata)
-        partial.replace(path)
+        metadata = {"method": self.evidence.options.method, "path": self.path}
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata=metadata)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = ("maps", "raw", "grid", "logits", "target", "references", "weights", "is_empty")
-        return {name: getattr(self, name).detach().cpu() for name in names}
+        return {name: getattr(self, name).detach().cpu() for name in TENSORS}
 
 
-def _render(evidence: Evidence, gamma: float | Sequence[float], several_targets: bool) -> dict[str, Any]:
+def _render(evidence: Evidence, gamma: float | Sequence[float], has_several_targets: bool) -> dict[str, Any]:
     """Returns the fields of an output that depend on gamma."""
     gammas = check_gamma(gamma)
     raw = evidence.raw_maps(gammas)
     fields = {"maps": evidence.pixel_maps(raw), "raw": raw, "is_empty": raw.amax(dim=(-2, -1)) <= 0}
     for name, value in fields.items():
         value = value if isinstance(gamma, Sequence) else value[:, :, 0]
-        fields[name] = value if several_targets else value[:, 0]
+        fields[name] = value if has_several_targets else value[:, 0]
     return {**fields, "gamma": gammas}
 
 
@@ -245,11 +178,11 @@ def check_gamma(gamma: float | Sequence[float]) -> tuple[float, ...]:
 
 
 def build_output(
-    evidence: Evidence, gamma: float | Sequence[float], several_targets: bool, **fields: Any
+    evidence: Evidence, gamma: float | Sequence[float], has_several_targets: bool, **fields: Any
 ) -> FinerCAMOutput:
     """Returns a [`FinerCAMOutput`]; `target`, `references` and `weights` come with the axis Q."""
     for name in ("target", "references", "weights"):
-        fields[name] = fields[name] if several_targets else fields[name][:, 0]
+        fields[name] = fields[name] if has_several_targets else fields[name][:, 0]
     return FinerCAMOutput(
-        **_render(evidence, gamma, several_targets), **fields, grid=evidence.grids, evidence=evidence
+        **_render(evidence, gamma, has_several_targets), **fields, grid=evidence.grids, evidence=evidence
     )

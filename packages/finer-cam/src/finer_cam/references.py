@@ -1,16 +1,14 @@
 """Which classes the target is compared with, and with which weights."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from finer_cam.functional import uniform_weights
 
 Weighting = Literal["uniform", "softmax", "reference-code"]
-Selector = Callable[[Tensor, Tensor], Tensor]
 
 
 def select_references(logits: Tensor, target: Tensor, num_references: int = 3) -> Tensor:
@@ -50,8 +48,9 @@ def nearest_by_weight(weight: Tensor, target: Tensor, num_references: int) -> Te
         target: `(B, Q)`.
         num_references: T.
     """
-    rows = F.normalize(weight.detach().float(), dim=1)
-    return _nearest(-(rows[target] @ rows.T), target, num_references)
+    rows = weight.detach().float()
+    cosines = rows[target] @ rows.T / rows.norm(dim=1).clamp(min=1e-12)  # the target's own length changes no order
+    return _nearest(-cosines, target, num_references)
 
 
 def nearest_by_matrix(matrix: Tensor, target: Tensor, num_references: int) -> Tensor:
@@ -76,7 +75,9 @@ def without_target(references: Tensor, target: Tensor) -> Tensor:
     return references.where(references != target[..., None], -1)
 
 
-def reference_weights(logits: Tensor, references: Tensor, weighting: str = "uniform") -> Tensor:
+def reference_weights(
+    logits: Tensor, references: Tensor, weighting: Literal["uniform", "softmax"] = "uniform"
+) -> Tensor:
     """Returns the weight of each reference; the weights of an image add up to 1.
 
     Args:
@@ -133,9 +134,9 @@ def split_objective(
     main, scores = gather_classes(logits, target), gather_classes(logits, references)
     if weights is not None:
         return main, (weights * scores).sum(dim=-1)
-    chances = gather_classes(logits.softmax(dim=1), references) * (references >= 0)
-    total = chances.sum(dim=-1)
-    return main * total / (total + 1e-9), (chances * scores).sum(dim=-1) / (total + 1e-9)
+    probabilities = gather_classes(logits.softmax(dim=1), references) * (references >= 0)
+    total = probabilities.sum(dim=-1)
+    return main * total / (total + 1e-9), (probabilities * scores).sum(dim=-1) / (total + 1e-9)
 
 
 def objective_coefficients(
@@ -150,3 +151,27 @@ def objective_coefficients(
         (main_part,) = torch.autograd.grad(main.sum(), leaf, retain_graph=True)
         (reference_part,) = torch.autograd.grad(reference.sum(), leaf)
     return main_part, reference_part
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is differentiated: the distinct ones among the parts `main` and `reference` of all targets.
+
+    Targets that are compared with the same classes share a part: Q texts against one need Q + 1 gradients, not 2 Q.
+
+    Args:
+        coefficients: gradient of each part with respect to the logits, `(B, U, C)`, float32.
+        main, reference: which of the U parts belong to each target, `(Q,)`.
+    """
+
+    coefficients: Tensor
+    main: Tensor
+    reference: Tensor
+
+
+def build_objective(logits: Tensor, target: Tensor, references: Tensor, weights: Tensor | None) -> Objective:
+    """Returns the distinct parts of the objective; the arguments are those of [`objective_coefficients`]."""
+    parts = torch.cat(objective_coefficients(logits, target, references, weights), dim=1)  # (B, 2 Q, C)
+    distinct, which = torch.unique(parts, dim=1, return_inverse=True)
+    num_targets = target.shape[1]
+    return Objective(distinct, which[:num_targets], which[num_targets:])

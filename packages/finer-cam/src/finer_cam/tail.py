@@ -1,11 +1,11 @@
 """Running a model so that only what lies behind the target layer is differentiated, and nothing of it changes."""
 
 import contextlib
-import inspect
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from finer_cam.layers import first_tensor, has_compiled_parts, read_logits, replace_first_tensor
+from finer_cam.layers import first_tensor, is_compiled, read_logits, replace_first_tensor, takes_pixel_values
+
+# Training mode belongs to a module and the stance of the compiler to the process, so threads must agree on both.
+_LOCK = threading.Lock()
+_SUSPENDED: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # calls that keep a training module from training
+_STANCE = threading.RLock()
 
 
 @dataclass
@@ -61,19 +66,34 @@ def watch(layer: nn.Module, *, with_graph: bool) -> Iterator[Watched]:
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Runs a model in evaluation mode, without a graph, outside `inference_mode`, uncompiled; then as it was."""
-    training = [module for module in model.modules() if module.training]
+    modules = list(model.modules())
     with contextlib.ExitStack() as stack:
-        if has_compiled_parts(model):
+        if any(map(is_compiled, modules)):
+            stack.enter_context(_STANCE)
             stack.enter_context(torch.compiler.set_stance("force_eager"))  # hooks do not run in compiled graphs
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
-        for module in training:
+        stack.enter_context(_suspended_training(modules))
+        yield
+
+
+@contextlib.contextmanager
+def _suspended_training(modules: list[nn.Module]) -> Iterator[None]:
+    """Takes modules out of training mode until the last call that asked for it has ended, in whatever thread."""
+    with _LOCK:
+        suspended = [module for module in modules if module.training or module in _SUSPENDED]
+        for module in suspended:
+            _SUSPENDED[module] = _SUSPENDED.get(module, 0) + 1
             module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for module in suspended:
+                _SUSPENDED[module] -= 1
+                if _SUSPENDED[module] == 0:
+                    del _SUSPENDED[module]
+                    module.training = True
 
 
 def without_inference_tensors(value: Any) -> Any:
@@ -81,13 +101,18 @@ def without_inference_tensors(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
-def check_parameters(model: nn.Module) -> None:
-    """Raises if a weight was made in `inference_mode`, which autograd cannot use."""
-    if any(weight.is_inference() for weight in model.parameters()):
+@contextlib.contextmanager
+def explained_errors(model: nn.Module) -> Iterator[None]:
+    """Says what is wrong where autograd failed at weights made in `inference_mode`, which it cannot use."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(weight.is_inference() for weight in model.parameters()):
+            raise
         raise ValueError(
             "expected weights that autograd can use, but the model was made inside `torch.inference_mode()`: "
             "load it outside, or use `method='scorecam'`, which needs no gradient."
-        )
+        ) from error
 
 
 class _SparseLinear(torch.autograd.Function):
@@ -137,12 +162,20 @@ def _is_plain(args: Any) -> bool:
 
 def call_model(model: nn.Module, pixel_values: Tensor, kwargs: dict[str, Any]) -> Tensor:
     """Returns the logits `(B, C)`; a single logit becomes the two of classes 0 and 1."""
-    parameters = inspect.signature(model.forward).parameters
-    takes_name = "pixel_values" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     with SparseBackward():
-        output = model(pixel_values=pixel_values, **kwargs) if takes_name else model(pixel_values, **kwargs)
-    logits = read_logits(output)
-    return torch.cat([-logits / 2, logits / 2], dim=1) if logits.shape[1] == 1 else logits
+        if takes_pixel_values(model):
+            return read_logits(model(pixel_values=pixel_values, **kwargs))
+        return read_logits(model(pixel_values, **kwargs))
+
+
+def take_rows(kwargs: dict[str, Any], rows: Tensor, batch_size: int) -> dict[str, Any]:
+    """Returns arguments of a model for some images: rows of those tensors that have one for each image."""
+
+    def take(value: Any) -> Any:
+        is_batched = isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch_size
+        return value[rows.to(value.device)] if is_batched else value
+
+    return {name: take(value) for name, value in kwargs.items()}
 
 
 def backward(logits: Tensor, output: Tensor, coefficients: Tensor, *, keep_graph: bool) -> Tensor:

@@ -9,27 +9,22 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from finer_cam import layers
 from finer_cam.cam import FinerCAM
-from finer_cam.layers import get_target_layer, unwrap
 from finer_cam.output import FinerCAMOutput
+from finer_cam.tail import undisturbed
 
 
 class _Concepts(nn.Module):
-    """An image-text model as a classifier whose logits are cosines with given text embeddings."""
+    """An image-text model as a classifier whose logits are cosines with text embeddings `(B, num_texts, D)`."""
 
-    def __init__(self, model: nn.Module, text_embeds: Tensor):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.model, self.text_embeds = model, text_embeds
+        self.model = model
 
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> Tensor:
-        features = _embeds(self.model.get_image_features(pixel_values=pixel_values, **kwargs))  # type: ignore[operator]
-        return F.normalize(features.float(), dim=1) @ self.text_embeds.T.to(features.device)
-
-
-def _embeds(features: Any) -> Tensor:
-    """Returns the embeddings; `get_image_features` of newer versions wraps them."""
-    embeds: Tensor = features if isinstance(features, Tensor) else features.pooler_output
-    return embeds
+    def forward(self, pixel_values: Tensor, text_embeds: Tensor, **kwargs: Any) -> Tensor:
+        embeds = F.normalize(layers.image_embeds(self.model, pixel_values, kwargs).float(), dim=1)
+        return torch.einsum("bd,btd->bt", embeds, text_embeds.to(embeds.device))
 
 
 class ZeroShotFinerCAM:
@@ -73,21 +68,22 @@ class ZeroShotFinerCAM:
     """
 
     def __init__(self, model: nn.Module, processor: Any, *, templates: Sequence[str] = ("{}",), **options: Any):
-        self.model = unwrap(model)
-        missing = [name for name in ("get_image_features", "get_text_features") if not hasattr(self.model, name)]
-        if missing:
+        self.model = layers.unwrap(model)
+        if not layers.has_texts(self.model):
             raise ValueError(
-                f"`model` must have `get_image_features` and `get_text_features` as CLIPModel has, but "
-                f"{type(self.model).__name__} has no {' and no '.join(missing)}; use `FinerCAM` for classifiers."
+                "`model` must have `get_image_features` and `get_text_features` as CLIPModel has, but "
+                f"{type(self.model).__name__} has not; use `FinerCAM` for classifiers."
             )
         if isinstance(templates, str) or not templates or not all("{}" in template for template in templates):
             raise ValueError(f"`templates` must be sentences with '{{}}' for the text, got {templates!r}.")
         refused = sorted({"references", "num_references", "weighting", "processor"} & options.keys())
         if refused:
             raise ValueError(f"{refused} do not apply: references are the texts of `against`, weighted equally.")
-        _, options["target_layer"] = get_target_layer(self.model, options.get("target_layer", "auto"))
-        FinerCAM(self.model, **options)  # checks the options
-        self.processor, self.templates, self.options = processor, tuple(templates), options
+        _, layer = layers.get_target_layer(self.model, options.pop("target_layer", "auto"))
+        self.processor, self.templates = processor, tuple(templates)
+        self._cam = FinerCAM(
+            _Concepts(self.model), target_layer=layer, num_references=0, processor=processor, **options
+        )
         self._text_embeds: dict[str, Tensor] = {}
 
     def __call__(
@@ -106,7 +102,8 @@ class ZeroShotFinerCAM:
             images (`PIL.Image.Image` or a list of them): B images, for the processor; or give `pixel_values`.
             target (`str` or `list[str]`): what to look for, such as "red epaulets"; Q texts give an axis Q.
             against (`str` or `list[str]`, *optional*):
-                What to compare it with, such as "bird"; without it the maps are base maps.
+                What to compare it with, such as "bird"; without it the maps are base maps. A text that is a target,
+                too, is left out for that target alone.
             gamma (`float` or `list[float]`, *optional*): instead of that of the object.
             pixel_values (`torch.Tensor`, *optional*): processed images, with further inputs as keywords.
 
@@ -117,58 +114,45 @@ class ZeroShotFinerCAM:
             ValueError: if there are no images or no texts.
         """
         targets = _texts(target, "target")
-        others = [text for text in _texts(against, "against") if text not in targets] if against is not None else []
-        if against is not None and not others:
-            raise ValueError(f"`against` must have a text other than those of `target`, got {against!r}.")
+        others = [] if against is None else _texts(against, "against")
+        if len(others) == 1 and others[0] in targets:
+            raise ValueError(f"`against` must have a text other than each of `target`, got {against!r}.")
         if (images is None) == (pixel_values is None):
             raise ValueError(
                 "expected either `images` or `pixel_values`, got " + ("both." if images is not None else "none.")
             )
         if images is not None:
-            device = next(self.model.parameters()).device
-            kwargs = {**self.processor(images=images, return_tensors="pt").to(device), **kwargs}
+            kwargs = {**self.processor(images=images, return_tensors="pt"), **kwargs}
             pixel_values = kwargs.pop("pixel_values")
         assert pixel_values is not None
-        options = dict(self.options) if others else {**self.options, "gamma": 0.0}
-        rows = (
-            [*targets, *others] if len(targets) + len(others) > 1 else targets * 2
-        )  # one logit would mean two classes
-        cam = FinerCAM(
-            _Concepts(self.model, self._embed(rows)),
-            references=list(range(len(targets), len(targets) + len(others))) if others else "logits",
-            num_references=len(others),
-            processor=self.processor,
-            **options,
-        )
+        device, dtype = layers.find_placement(self.model)
+        kwargs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in kwargs.items()}
+        texts = list(dict.fromkeys([*targets, *others]))
+        rows = texts if len(texts) > 1 else texts * 2  # one logit would mean two classes
         ids = [list(range(len(targets)))] * len(pixel_values)
-        out = cam(
-            pixel_values, target=0 if isinstance(target, str) else ids, gamma=gamma if others else None, **kwargs
+        out = self._cam(
+            pixel_values.to(device, dtype),
+            target=0 if isinstance(target, str) else ids,
+            references=[texts.index(text) for text in others] or None,
+            gamma=gamma if others else 0.0,
+            text_embeds=self._embed(rows).expand(len(pixel_values), -1, -1),
+            **kwargs,
         )
-        return replace(out, logits=self._scale(out.logits[:, : len(targets) + len(others)]))
+        return replace(out, logits=layers.scale_cosines(self.model, out.logits[:, : len(texts)]))
 
     def _embed(self, texts: Sequence[str]) -> Tensor:
         """Returns the embeddings of texts, `(num_texts, D)`, float32, of length 1; those seen before from memory."""
-        # SigLIP was trained on texts padded to their full length.
-        model_type = str(getattr(getattr(self.model, "config", None), "model_type", ""))
-        padding = "max_length" if model_type.startswith("siglip") else True
+        device, _ = layers.find_placement(self.model)
         for text in dict.fromkeys(texts):
             if text not in self._text_embeds:
                 sentences = [template.format(text) for template in self.templates]
+                padding = layers.text_padding(self.model)
                 inputs = self.processor(text=sentences, padding=padding, truncation=True, return_tensors="pt")
-                with torch.inference_mode(False), torch.no_grad():
-                    inputs = inputs.to(next(self.model.parameters()).device)
-                    embeds = _embeds(self.model.get_text_features(**inputs)).float()  # type: ignore[operator]
+                with undisturbed(self.model):
+                    embeds = layers.text_embeds(self.model, inputs.to(device)).float()
                     mean = F.normalize(embeds, dim=1).mean(dim=0)
                     self._text_embeds[text] = F.normalize(mean, dim=0)
         return torch.stack([self._text_embeds[text] for text in texts])
-
-    def _scale(self, cosines: Tensor) -> Tensor:
-        """Returns the model's logits from cosines."""
-        scale, bias = getattr(self.model, "logit_scale", None), getattr(self.model, "logit_bias", None)
-        if not isinstance(scale, Tensor):
-            return cosines
-        logits = cosines * scale.detach().float().exp()
-        return logits + bias.detach().float() if isinstance(bias, Tensor) else logits
 
 
 def _texts(value: Any, name: str) -> list[str]:
