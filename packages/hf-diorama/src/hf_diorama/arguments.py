@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
 from hf_diorama.draws import SPLITS
 
@@ -9,12 +10,12 @@ SIZES = (32, 512)
 """Smallest and largest image size in pixels."""
 
 
-def check_integer(name: str, value: object, low: int | None = None, high: int | None = None) -> int:
+def check_integer(name: str, value: Any, low: int | None = None, high: int | None = None) -> int:
     """Returns a whole number, Python's or numpy's, as an `int`.
 
     Args:
         name (`str`): what the number is called.
-        value (`object`): what was given.
+        value (`Any`): what was given.
         low (`int`, *optional*): smallest value.
         high (`int`, *optional*): largest value.
 
@@ -30,26 +31,22 @@ def check_integer(name: str, value: object, low: int | None = None, high: int | 
 
     ```
     """
-    fits = isinstance(value, Integral) and not isinstance(value, bool)
-    if not fits or (low is not None and value < low) or (high is not None and value > high):  # type: ignore[operator]
+    number = int(value) if _is_integer(value) else None
+    if number is None or (low is not None and number < low) or (high is not None and number > high):
         bounds = "" if low is None else f" from {low}" if high is None else f" from {low} to {high}"
         raise ValueError(f"`{name}` must be a whole number{bounds}, got {value!r}.")
-    return int(value)  # type: ignore[call-overload,no-any-return]
+    return number
 
 
-def check_bounds(name: str, value: object, high: int) -> tuple[int, int]:
+def check_bounds(name: str, value: Any, high: int) -> tuple[int, int]:
     """Returns smallest and largest number, both `value` if it is one whole number, within 1 to `high`.
 
     Raises:
         ValueError: if it is neither a whole number nor two of them, smallest first.
     """
-    bounds = [value, value] if isinstance(value, Integral) else value
-    if (
-        not isinstance(bounds, Sequence)
-        or len(bounds) != 2
-        or not all(isinstance(bound, Integral) and not isinstance(bound, bool) for bound in bounds)
-        or not 1 <= bounds[0] <= bounds[1] <= high
-    ):
+    bounds = [value, value] if _is_integer(value) else value
+    is_pair = isinstance(bounds, Sequence) and len(bounds) == 2 and all(map(_is_integer, bounds))
+    if not is_pair or not 1 <= bounds[0] <= bounds[1] <= high:
         raise ValueError(
             f"`{name}` must be a whole number, or its smallest and largest value, within 1..{high}; got {value!r}."
         )
@@ -66,3 +63,7 @@ def check_split(split: object) -> str:
     if split not in SPLITS:
         raise ValueError(f"`split` must be one of {', '.join(SPLITS)}, got {split!r}.")
     return str(split)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
