@@ -239,6 +239,8 @@ def test_rows_round_trip_through_parquet(tmp_path, rows):
         ({"pinned": 5}, r"`pinned` must be a list of \(color, category\) pairs, got 5"),
         ({"pinned": ["red star"]}, r"`pinned` must be a list of \(color, category\) pairs"),
         ({"photos": 7}, r"`photos` must be a sequence of images or a dataset, got int"),
+        ({"photos": ["cat.png"], "photo_ratio": 1.0}, r"`photos` must hold PIL images, or rows.*got str"),
+        ({"photos": [{"img": 1}], "photo_ratio": 1.0}, r"`photos` must hold PIL images, or rows.*got a row with img"),
         ({"photo_ratio": "x"}, r"`photo_ratio` must be in \[0, 1\], got 'x'"),
         ({"boxes": "no"}, r"`boxes` must be True or False, got 'no'"),
         ({"topic": "mixed", "pinned": [("red", "star")]}, r"for topic 'objects', got them with topic 'mixed'"),

@@ -79,7 +79,10 @@ def draw_background(
 
 def fit_photo(photo: Any, size: int) -> Image.Image:
     """Returns the middle of a photo, or of the `image` of a row, as an RGB square of `size` pixels."""
-    image = photo["image"] if isinstance(photo, dict) else photo
+    image = photo.get("image") if isinstance(photo, dict) else photo
+    if not isinstance(image, Image.Image):
+        found = f"a row with {', '.join(photo)}" if isinstance(photo, dict) else type(photo).__name__
+        raise ValueError(f"`photos` must hold PIL images, or rows with an `image`, got {found}.")
     return ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
 
 
