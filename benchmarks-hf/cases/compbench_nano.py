@@ -1,9 +1,11 @@
 """llava-nano on mini-CompBench (held out) in both image orders, runners without a model, audits of planted leaks.
 
-Options are scored by log-probability: llava-nano knows 80 words and its replies rarely name an option. `presence` are
-the pairs of kind existence that ask for an object in words it was taught ("which image shows the red star?"); other
-questions have words that it does not know. The first row names the weights. `low` and `high` are Wilson intervals of
-`pair_accuracy`.
+Seeds 1000 to 1004 of hf-diorama's held-out split, 60 pairs of each kind from each: nobody looked at them while
+llava-nano was trained. Options are scored by log-probability: llava-nano knows 80 words and its replies rarely name an
+option. `presence` are the pairs of kind existence that ask for an object in words it was taught ("which image shows
+the red star?"); other questions have words that it does not know. The first row names the weights. Rows with one
+`seed` are for the spread, `all` pools the seeds. `low` and `high` are Wilson intervals of `pair_accuracy`, those of
+`bias` come from the standard error over groups.
 """
 
 import hashlib
@@ -11,30 +13,44 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 import hf_diorama
-from hf_compbench import audit_pairs, load_compbench, score, wilson_interval
+from hf_compbench import Scores, audit_pairs, load_compbench, score, wilson_interval
 from hf_compbench.balance import balance_sides, rebalance_in_file_order, swap_row
+from hf_compbench.intervals import Z95, clustered_standard_error
 from hf_compbench.runners import HeuristicRunner, TransformersRunner, run_model
 
-NUM_PAIRS = 40
+NUM_PAIRS = 60
+SEEDS = (1000, 1001, 1002, 1003, 1004)
 NAMES = ("accuracy", "accuracy_first", "consistency", "bias", "side_gap", "debiased_accuracy", "chance", "coverage")
+Responses = list[dict[str, Any]]
 
 
-def measure(rows: datasets.Dataset, responses: list[dict[str, Any]], runner: str, kind: str) -> dict[str, Any]:
-    (column,) = score(rows, responses, bootstrap=100).columns.values()
+def measure(rows: datasets.Dataset, responses: Responses, **about: Any) -> dict[str, Any]:
+    scores = score(rows, responses, bootstrap=100)
+    (column,) = scores.columns.values()
     n = int(column["n"])
     low, high = wilson_interval(column["pair_accuracy"] * n, n)
     acc = {"accuracy_low": column["low"], "accuracy_high": column["high"]}
     pair = {"pair_accuracy": column["pair_accuracy"], "low": low, "high": high}
-    return {
-        "runner": runner,
-        "kind": kind,
-        "n": n,
-        **{name: column[name] for name in NAMES if name in column},
-        **acc,
-        **pair,
-    }
+    numbers = {name: column[name] for name in NAMES if name in column}
+    return {**about, "n": n, **numbers, **acc, **pair, **measure_bias(rows, scores)}
+
+
+def measure_bias(rows: datasets.Dataset, scores: Scores) -> dict[str, float]:
+    """The interval of the side bias: its value for each pair is the share of answers Left minus that of gold Left."""
+    leans, groups = [], []
+    for row in rows.select_columns(["id", "options", "group_id"]):
+        if not {"Left", "Right"} <= set(row["options"]):
+            return {}
+        answers, options = scores.answers[row["id"]], row["options"]
+        left = options.index("Left")
+        gold = 0.5 if options[answers["gold"]] in ("Left", "Right") else 0.0
+        leans.append(((answers["first"] == left) + (answers["second"] == left)) / 2 - gold)
+        groups.append(row["group_id"])
+    mean, error = float(np.mean(leans)), clustered_standard_error(np.array(leans), groups)
+    return {"bias_low": mean - Z95 * error, "bias_high": mean + Z95 * error}
 
 
 def split_kinds(ds: datasets.Dataset) -> dict[str, datasets.Dataset]:
@@ -81,22 +97,35 @@ def audit_rows(ds: datasets.Dataset) -> list[dict[str, Any]]:
     return found
 
 
+def ask(part: datasets.Dataset, nano: TransformersRunner) -> dict[str, Responses]:
+    """The responses of every runner to the questions of one kind and seed."""
+    options: dict[str, Any] = {"prompt": "nano", "mode": "logprob"}
+    found = {"llava-nano": run_model(part, nano, **options)}
+    found["llava-nano, blank images"] = run_model(part, nano, shown="blank", **options)
+    rules = ("left", "random", "sharper", "brighter")
+    return found | {rule: run_model(part, HeuristicRunner(rule)) for rule in rules}
+
+
 def run(*, quick: bool) -> list[dict[str, Any]]:
     datasets.disable_progress_bars()
-    ds = load_compbench("mini", "heldout", num_pairs=8 if quick else NUM_PAIRS, image_size=64)
     path = hf_diorama.model_path("llava-nano")
     weights = hashlib.sha256((Path(path) / "model.safetensors").read_bytes()).hexdigest()[:16]
     nano = TransformersRunner.from_pretrained(path, chat_template="plain")
     rows: list[dict[str, Any]] = [{"runner": "llava-nano", "kind": "weights", "sha256": weights}]
-    for kind, part in split_kinds(ds).items():
-        own = run_model(part, nano, prompt="nano", mode="logprob")
-        blank = run_model(part, nano, prompt="nano", mode="logprob", shown="blank")
-        rows.append(measure(part, own, "llava-nano", kind))
-        rows.append(measure(part, blank, "llava-nano, blank images", kind))
-        for rule in ("left", "random", "sharper", "brighter"):
-            rows.append(measure(part, run_model(part, HeuristicRunner(rule)), rule, kind))
-    state = split_kinds(ds)["state"]
-    rows += audit_rows(state)
+    pooled: dict[str, tuple[list[datasets.Dataset], dict[str, Responses]]] = {}
+    for seed in SEEDS[:1] if quick else SEEDS:
+        ds = load_compbench("mini", "heldout", num_pairs=8 if quick else NUM_PAIRS, image_size=64, seed=seed)
+        for kind, part in split_kinds(ds).items():
+            parts, everything = pooled.setdefault(kind, ([], {}))
+            parts.append(part)
+            for runner, responses in ask(part, nano).items():
+                everything.setdefault(runner, []).extend(responses)
+            own = everything["llava-nano"][-2 * len(part) :]
+            rows.append(measure(part, own, runner="llava-nano", kind=kind, seed=seed))
+    for kind, (parts, everything) in pooled.items():
+        whole = datasets.concatenate_datasets(parts)
+        rows += [measure(whole, given, runner=runner, kind=kind, seed="all") for runner, given in everything.items()]
+    rows += audit_rows(datasets.concatenate_datasets(pooled["state"][0]))
     audits = {row["kind"]: row for row in rows if row["runner"] == "audit"}
     if not quick:
         assert audits["as mined"]["passed"]

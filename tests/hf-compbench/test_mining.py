@@ -172,6 +172,15 @@ def test_shares_and_question_caps_hold():
     assert max(Counter(pair["question"] for pair in cap_reuse(pairs, question_cap=7)).values()) == 7
 
 
+def test_shares_are_of_the_pairs_that_caps_leave():
+    # 30 equal pairs of images of their own, and 90 of one image, of which the cap leaves four.
+    equal = [{"id": f"s{i}", "answer_text": "Same", "image_1_key": f"{i}a", "image_2_key": f"{i}b"} for i in range(30)]
+    sided = [{"id": f"l{i}", "answer_text": "Left", "image_1_key": "hub", "image_2_key": f"{i}c"} for i in range(90)]
+    pairs = [{"question": "q", **pair} for pair in (*equal, *sided)]
+    kept = cap_reuse(pairs, image_cap=4, question_cap=None, shares={"Same": 1 / 3})
+    assert Counter(pair["answer_text"] for pair in kept) == {"Left": 4, "Same": 2}
+
+
 def test_groups_are_connected_components():
     assert connect([("a", "b"), ("c", "d"), ("d", "e"), ("b", "f"), ("x", "")]) == ["a", "c", "c", "a", "x"]
     rows = [{"group_id": str(i // 4)} for i in range(100)]

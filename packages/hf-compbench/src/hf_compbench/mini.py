@@ -16,7 +16,8 @@ from hf_compbench.photos import edit_photos, load_photos
 from hf_compbench.sources import RELATIVITIES
 
 MINI_SPLITS = ("train", "validation", "test", "heldout")
-"""Splits of hf-diorama; no two share a scene, and `heldout` is for final numbers."""
+"""Splits of hf-diorama; no two share a scene. `heldout` is for final numbers, on seeds from 1000 (those below were
+looked at while hf-diorama's models were trained)."""
 
 # Rows of a pool for each wanted pair, beside the two that are used: margins and bands refuse some candidates.
 _POOL_PER_PAIR = {"existence": 5, "temporal": 8, "quality": 8}
@@ -41,7 +42,7 @@ def build_mini(
     Args:
         split: one of hf-diorama's splits.
         num_pairs: pairs of each kind of comparison, and of each kind that photos have.
-        seed: seed of scenes, edits and mining.
+        seed: seed of scenes, edits and mining; from 1000 for final numbers on `heldout`.
         image_size: height and width in pixels.
         relativities: kinds of comparison.
         photos: folder of photos (Parquet files or images) for the real part: quality, existence, attribute, quantity.

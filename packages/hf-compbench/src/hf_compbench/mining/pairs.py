@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,13 +61,13 @@ def cap_reuse(
     shares: dict[str, float] | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Returns pairs in an order drawn from the seed, as far as the caps go.
+    """Returns pairs in an order drawn from the seed, as far as the caps go, and with the wanted shares of answers.
 
     Args:
         image_cap: largest number of pairs that an image is in.
         question_cap: largest number of pairs with the same question, None for no cap.
         num_pairs: how many at most.
-        shares: wanted share of an answer among all, as in [`PairRule`].
+        shares: largest share of an answer among the pairs that are kept, as in [`PairRule`].
         seed: seed of the order.
     """
     order = sorted(pairs, key=lambda pair: hash_unit(seed, "order", pair["id"]))
@@ -88,6 +89,21 @@ def cap_reuse(
         images.update(keys)
         questions[pair["question"]] += 1
         answers[kind] += 1
+    return _trim_to_shares(kept, shares)
+
+
+def _trim_to_shares(pairs: Sequence[dict[str, Any]], shares: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The pairs without the last ones of an answer that is too frequent among them: caps hit answers unevenly."""
+    others = sum(pair["answer_text"] not in shares for pair in pairs)
+    free = 1 - sum(shares.values())
+    limits = {answer: math.ceil(share / free * others - 1e-9) for answer, share in shares.items()}
+    seen: Counter[str] = Counter()
+    kept = []
+    for pair in pairs:
+        answer = pair["answer_text"]
+        seen[answer] += 1
+        if answer not in limits or seen[answer] <= limits[answer]:
+            kept.append(pair)
     return kept
 
 
