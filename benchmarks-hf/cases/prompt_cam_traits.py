@@ -2,9 +2,14 @@
 
 16 species of `creatures` (8 pairs of sisters, which differ in one part). Beside it, on the same backbone: a linear
 probe on the class token, Grad-CAM on that probe, and attention rollout. Everything is measured on held-out images, and
-with the metrics of finer-cam; intervals are of 95 percent, by bootstrap over images, one training seed.
+with the metrics of finer-cam; intervals are of 95 percent, by bootstrap over images, one training seed. Rows of a
+backbone are kept in a temporary folder, under a key of weights, data and code, so that an interrupted run goes on.
 """
 
+import hashlib
+import json
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +19,9 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModel, ViTForImageClassification
 from transformers.utils.logging import tqdm
 
+import finer_cam
 import hf_diorama as dio
+import prompt_cam
 from finer_cam import FinerCAM, energy_in_region, faithfulness, upsample_maps
 from hf_diorama.worlds.creatures.taxonomy import TRAITS
 from prompt_cam import PromptCAMConfig, aggregate_heads, get_prompt_cam_model
@@ -188,11 +195,27 @@ def run_backbone(name: str, train_set: Any, data: dict[str, Any], steps: int) ->
     return rows + [measure_maps(name, kind, one, images, grid, data) for kind, (one, grid) in found.items()]
 
 
+def find_kept(name: str, data: dict[str, Any], steps: int) -> Path:
+    """The file that keeps the rows of a backbone; another one if weights, data or code change."""
+    sources = sorted(path for module in (finer_cam, prompt_cam) for path in Path(module.__file__).parent.rglob("*.py"))
+    weights = sorted(Path(dio.model_path(name)).glob("*.safetensors"))
+    digest = hashlib.sha256(f"{steps}".encode() + data["masks"].numpy().tobytes())
+    for path in (Path(__file__), *sources, *weights):
+        digest.update(path.read_bytes())
+    return Path(tempfile.gettempdir()) / "prompt-cam-traits" / f"{name}-{digest.hexdigest()[:16]}.json"
+
+
 def run(*, quick: bool) -> list[Row]:
     torch.set_num_threads(1)
     train_set = load_split("train", 600 if quick else 20_000)
     data = read_traits(load_split("heldout", 200 if quick else 3_000), 20 if quick else NUM_IMAGES)
-    rows = []
+    rows, steps = [], 5 if quick else STEPS
     for name in BACKBONES[:1] if quick else BACKBONES:
-        rows += run_backbone(name, train_set, data, steps=5 if quick else STEPS)
+        kept = find_kept(name, data, steps)
+        if not kept.is_file():
+            kept.parent.mkdir(exist_ok=True)
+            found = json.dumps(run_backbone(name, train_set, data, steps))
+            kept.with_suffix(".part").write_text(found, encoding="utf-8")
+            kept.with_suffix(".part").replace(kept)
+        rows += json.loads(kept.read_text(encoding="utf-8"))
     return rows

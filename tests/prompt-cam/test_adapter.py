@@ -1,7 +1,7 @@
 """Adapter folders: small, bit-exact, whole or not there; released checkpoints: read and never executed."""
 
+import dataclasses
 import json
-import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,8 +10,10 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from torch.testing import assert_close
+from transformers import AutoModel
 
 from prompt_cam import PromptCAMConfig, PromptCAMForImageClassification, get_prompt_cam_model
+from prompt_cam.adapter import save_adapter
 from support.tiny_vits import build_inputs, build_vit
 
 Tensors = dict[str, torch.Tensor]
@@ -90,6 +92,9 @@ def test_missing_and_damaged_files_are_named(model: Any, tmp_path: Path) -> None
     (tmp_path / "odd" / "adapter_config.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match="not the configuration"):
         load(tmp_path / "odd", build_vit("vit"))
+    (tmp_path / "odd" / "adapter_config.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(ValueError, match="not the configuration"):
+        load(tmp_path / "odd", build_vit("vit"))
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match="is a file"):
         model.save_pretrained(tmp_path / "file")
@@ -131,7 +136,6 @@ def test_checkpoint_with_code_is_not_run(tmp_path: Path, golden_vit: Any, monkey
     with pytest.raises(ValueError, match="tensors only"):
         PromptCAMForImageClassification.from_released("model.pt", golden_vit)
     assert not Path("ran").exists()
-    assert pickle.dumps(Payload())
 
 
 @pytest.mark.parametrize(
@@ -149,6 +153,31 @@ def test_other_checkpoints_are_named(content: Any, message: str, golden_vit: Any
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(ValueError, match=message):
         PromptCAMForImageClassification.from_released(tmp_path / "model.pt", golden_vit)
+
+
+def test_damaged_checkpoints_are_named(timm_weights: Tensors, golden_vit: Any, tmp_path: Path) -> None:
+    torch.save(timm_weights, tmp_path / "cut.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-100])
+    (tmp_path / "empty.pt").touch()
+    for name in ("cut.pt", "empty.pt"):
+        with pytest.raises(ValueError, match=f"{name} is damaged or no checkpoint"):
+            PromptCAMForImageClassification.from_released(tmp_path / name, golden_vit)
+
+
+def test_backbone_is_asked_for_with_the_token_of_the_adapter(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(model.prompt_config, base_model_name_or_path="me/vit", revision="v2")
+    save_adapter(tmp_path, config, model.state_dict())
+    asked: dict[str, Any] = {}
+
+    def from_pretrained(name: str, **kwargs: Any) -> Any:
+        asked.update(name=name, **kwargs)
+        return build_vit("vit")
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", from_pretrained)
+    PromptCAMForImageClassification.from_pretrained(tmp_path, token="secret", cache_dir="cache", revision="v1")
+    assert asked == {"name": "me/vit", "revision": "v2", "token": "secret", "cache_dir": "cache"}
 
 
 def test_unknown_options_are_named(timm_weights: Tensors, golden_vit: Any, tmp_path: Path) -> None:

@@ -107,6 +107,13 @@ def test_blurred_rows_leave_padding_out(blur: str, expected: list[float]) -> Non
     assert blur_weights(5, slice(2, 4), blur).tolist() == expected
 
 
+def test_misspelt_choices_are_named() -> None:
+    with pytest.raises(ValueError, match="'patches' or 'all_tokens', got 'pacthes'"):
+        blur_weights(4, slice(2, 4), "pacthes")
+    with pytest.raises(ValueError, match="'patches' or None, got 'x'"):
+        patch_attention(torch.ones(4), slice(2, 4), "x")
+
+
 def test_traits_left() -> None:
     scores = torch.tensor([[3.0, 2.0, 1.0], [3.0, 2.0, 1.0], [1.0, 1.0, 1.0]])
     assert count_traits(scores, torch.tensor([1.5, 0.0, 1.0])).tolist() == [1, 0, 3]

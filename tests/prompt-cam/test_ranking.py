@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from prompt_cam import PromptCAMConfig, get_prompt_cam_model
+from prompt_cam.ranking import build_score_fn
 from support import prompt_cam_reference as reference
 from support.tiny_vits import BUILDERS, build_inputs, build_vit
 
@@ -75,26 +76,29 @@ def test_leave_one_out_equals_a_full_forward(family: str) -> None:
         assert_close(ranked.importance[:, head], fall, atol=2e-5, rtol=1e-4)
 
 
+def score_sets(model: Any, pixels: torch.Tensor, target: int, blur: str = "patches") -> dict[tuple[int, ...], float]:
+    """The score of a class for each set of blurred heads, as a ranking gets it."""
+    sets = [gone for size in range(5) for gone in itertools.combinations(range(4), size)]
+    is_blurred = torch.tensor([[head in gone for head in range(4)] for gone in sets])
+    with torch.no_grad():
+        look = model._look(pixels)
+        score_fn = build_score_fn(model._view(), look, torch.tensor([target]), model._score, blur)
+        return dict(zip(sets, score_fn(is_blurred[None])[0].tolist(), strict=True))
+
+
+def test_blurred_logits_of_the_published_code(golden_model: Any, golden: Tensors) -> None:
+    """Heads 1 and 3 of class 4 blurred over all tokens: its score is theirs, and theirs of the others do not move."""
+    for image in range(3):
+        pixels, expected = golden["pixel_values"][image : image + 1], golden["logits_blur_heads1_3_class4"][image]
+        assert score_sets(golden_model, pixels, 4, "all_tokens")[1, 3] == pytest.approx(expected[4].item(), abs=1e-5)
+        others = [index for index in range(9) if index != 4]
+        assert_close(golden_model(pixels).logits[0, others], expected[others], atol=1e-5, rtol=0)
+
+
 def test_shapley_values_equal_the_mean_over_all_orders(golden_model: Any, golden: Tensors) -> None:
-    """Scores of all 16 sets of blurred heads come from greedy removal and leave one out only in part: use orders."""
     pixels = golden["pixel_values"][:1]
-    ranked = golden_model.rank_heads(pixels, 2, ranking="shapley")
-    worth: dict[frozenset[int], float] = {}
-
-    def note(is_blurred: torch.Tensor, scores: torch.Tensor) -> None:
-        for row, score in zip(is_blurred[0], scores[0], strict=True):
-            worth[frozenset(torch.nonzero(~row)[:, 0].tolist())] = score.item()
-
-    from prompt_cam import ranking
-
-    original = ranking.shapley_values
-    ranking.shapley_values = lambda score_fn, *sizes: original(  # type: ignore[assignment]
-        lambda is_blurred: (lambda scores: (note(is_blurred, scores), scores)[1])(score_fn(is_blurred)), *sizes
-    )
-    try:
-        golden_model.rank_heads(pixels, 2, ranking="shapley")
-    finally:
-        ranking.shapley_values = original  # type: ignore[assignment]
+    ranked, scores = golden_model.rank_heads(pixels, 2, ranking="shapley"), score_sets(golden_model, pixels, 2)
+    worth = {frozenset(range(4)) - set(gone): score for gone, score in scores.items()}
     expected = [0.0] * 4
     for order in itertools.permutations(range(4)):
         for place, head in enumerate(order):
@@ -104,6 +108,32 @@ def test_shapley_values_equal_the_mean_over_all_orders(golden_model: Any, golden
     total = worth[frozenset(range(4))] - worth[frozenset()]
     assert ranked.importance[0].sum().item() == pytest.approx(total, abs=1e-5)
     assert ranked.order[0].tolist() == sorted(range(4), key=lambda head: -expected[head])
+
+
+@pytest.mark.parametrize(("ranking", "calls"), [("greedy", 4), ("leave_one_out", 1), ("shapley", 1)])
+def test_one_forward_and_then_single_tokens(golden_model: Any, golden: Tensors, ranking: Any, calls: int) -> None:
+    """Where the published loop runs R (R + 1) / 2 = 10 forwards."""
+    first, last = golden_model.backbone.layers[0], golden_model.backbone.layers[-1]
+    lengths: dict[str, list[int]] = {"first": [], "last": []}
+    handles = [
+        layer.mlp.register_forward_pre_hook(lambda module, args, name=name: lengths[name].append(args[0].shape[1]))
+        for name, layer in (("first", first), ("last", last))
+    ]
+    golden_model.rank_heads(golden["pixel_values"], ranking=ranking)
+    for handle in handles:
+        handle.remove()
+    assert lengths == {"first": [26], "last": [26] + [1] * calls}
+
+
+@pytest.mark.parametrize("ranking", ["greedy", "leave_one_out", "shapley"])
+def test_chunks_change_nothing(
+    golden_model: Any, golden: Tensors, ranking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = golden_model.rank_heads(golden["pixel_values"], ranking=ranking)
+    monkeypatch.setattr("prompt_cam.ranking.TAIL_TOKENS", 5)  # 3 images times 4, 5 or 16 choices: chunks cross images
+    parts = golden_model.rank_heads(golden["pixel_values"], ranking=ranking)
+    assert torch.equal(parts.order, whole.order)
+    assert_close(parts.importance, whole.importance, atol=1e-5, rtol=1e-5)
 
 
 def test_traits_are_counted_where_the_class_stops_winning(golden_model: Any, golden: Tensors) -> None:

@@ -96,9 +96,9 @@ def main() -> None:
         sister = names[row["species"] ^ 1]
         edit = model.counterfactual(row["image"], edits[index], processor)
         caption = f"{names[row['species']]}, then with the {part} of its sister {sister}"
-        figures.append((f"edited-{number}", edit.figure, caption))
+        figures.append((f"edited-{number}", edit.draw(), caption))
         classes = [row["species"], row["species"] ^ 1]
-        figure = model.compare_classes(row["image"], processor, classes)
+        figure = model.compare_classes(row["image"], classes, processor)
         figures.append((f"compared-{number}", figure, "the same image as the true class and its sister see it"))
     if args.gallery:
         args.gallery.mkdir(parents=True, exist_ok=True)

@@ -64,8 +64,9 @@ def load_adapter(name_or_path: str | os.PathLike[str], **hub: Any) -> tuple[Prom
         if not (folder / name).is_file():
             raise FileNotFoundError(f"Expected {CONFIG_NAME} and {WEIGHTS_NAME} in {folder}, but there is no {name}.")
     try:
-        config = PromptCAMConfig.from_dict(json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
+        values = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = PromptCAMConfig.from_dict(values)
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG_NAME} is not the configuration of an adapter: {error}.") from None
     try:
         return config, load_file(folder / WEIGHTS_NAME)
@@ -94,6 +95,8 @@ def load_released_checkpoint(path: str | os.PathLike[str]) -> tuple[PromptCAMCon
         raise ValueError(
             f"Expected a file of tensors only; {path} holds other objects, which are not loaded."
         ) from None
+    except (EOFError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint of torch: {error}.") from None
     content = content.get("model_state_dict", content) if isinstance(content, dict) else {}
     tensors = {name.removeprefix("module."): value for name, value in content.items()}
     names = ("vpt.prompt_embeddings", "head.weight", "head.bias")

@@ -23,11 +23,21 @@ RELATIVE = "its relative position bias has no entry for prompts"
 REFUSED: dict[str, str] = {
     "beit": RELATIVE,
     "data2vec-vision": RELATIVE,
+    "donut-swin": WINDOWS,
     "hiera": WINDOWS,
     "maskformer-swin": WINDOWS,
     "sam": WINDOWS,
+    "sam2": WINDOWS,
+    "sam2_hiera_det_model": WINDOWS,
+    "sam2_vision_model": WINDOWS,
+    "sam3": WINDOWS,
+    "sam3_vision_model": WINDOWS,
+    "sam3_vit_model": WINDOWS,
+    "sam_hq": WINDOWS,
+    "sam_hq_vision_model": WINDOWS,
     "sam_vision_model": WINDOWS,
     "swin": WINDOWS,
+    "swin2sr": WINDOWS,
     "swinv2": WINDOWS,
     "vitdet": WINDOWS,
 }
@@ -80,7 +90,6 @@ class Backbone:
         self.final_norm: nn.Module = model.get_submodule(norm)
         self.norm_is_left_out = config.model_type in NORM_IS_LEFT_OUT
         self.hidden_size: int = config.hidden_size
-        self.num_heads: int = config.num_attention_heads
         self.patch_size: int = config.patch_size
 
     @property

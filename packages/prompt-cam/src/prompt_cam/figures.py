@@ -90,12 +90,13 @@ def draw_heads(rows: list[HeadRow], processor: Any) -> Any:
         size = (max(1, round(bottom - top)), max(1, round(right - left)))
         for cell in cells:
             cell.set_axis_off()
-        cells[0].imshow(row.image)
+        image = row.image.convert("RGB")  # grey ones would get a colour map
+        cells[0].imshow(image)
         cells[0].set_title(row.title, fontsize=8)
         for cell, one, name in zip(cells[1:], smooth_maps(row.maps[None], size)[0], row.names, strict=False):
-            cell.imshow(row.image)
+            cell.imshow(image)
             cell.imshow(one.cpu().numpy(), cmap="jet", alpha=0.5, vmin=0, vmax=1, extent=(left, right, bottom, top))
-            cell.set_xlim(0, row.image.width)
-            cell.set_ylim(row.image.height, 0)
+            cell.set_xlim(0, image.width)
+            cell.set_ylim(image.height, 0)
             cell.set_title(name, fontsize=8)
     return figure

@@ -40,6 +40,9 @@ def blur_weights(num_tokens: int, patches: slice, blur: str = "patches") -> torc
     Returns:
         `torch.Tensor` of shape `(num_tokens,)`, summing to 1
 
+    Raises:
+        ValueError: if `blur` is neither.
+
     Example:
 
     ```python
@@ -49,6 +52,8 @@ def blur_weights(num_tokens: int, patches: slice, blur: str = "patches") -> torc
 
     ```
     """
+    if blur not in ("patches", "all_tokens"):
+        raise ValueError(f"`blur` must be 'patches' or 'all_tokens', got {blur!r}.")
     weights = torch.zeros(num_tokens)
     where = patches if blur == "patches" else slice(0, patches.stop)
     weights[where] = 1 / (where.stop - where.start)
@@ -68,6 +73,9 @@ def patch_attention(attention: torch.Tensor, patches: slice, normalize: str | No
     Returns:
         `torch.Tensor` of shape `(..., M)`
 
+    Raises:
+        ValueError: if `normalize` is neither.
+
     Example:
 
     ```python
@@ -78,6 +86,8 @@ def patch_attention(attention: torch.Tensor, patches: slice, normalize: str | No
 
     ```
     """
+    if normalize not in ("patches", None):
+        raise ValueError(f"`normalize` must be 'patches' or None, got {normalize!r}.")
     rows = attention[..., patches]
     if normalize is None:
         return rows
@@ -217,13 +227,13 @@ def count_traits(removal_scores: torch.Tensor, others: torch.Tensor) -> torch.Te
     return removal_scores.shape[1] - first
 
 
-def aggregate_heads(maps: torch.Tensor, order: torch.Tensor, num_heads: int = 4) -> torch.Tensor:
+def aggregate_heads(maps: torch.Tensor, order: torch.Tensor, top_heads: int = 4) -> torch.Tensor:
     """Returns one map for each image: the sum of its most important heads, to rank pixels for insertion and deletion.
 
     Args:
         maps (`torch.Tensor` of shape `(B, R, rows, columns)`): one map for each head.
         order (`torch.Tensor` of shape `(B, R)`): heads, the most important first.
-        num_heads (`int`, defaults to 4): how many of them to add up; 4 is what the released code shows.
+        top_heads (`int`, defaults to 4): how many of them to add up; 4 is what the released code shows.
 
     Returns:
         `torch.Tensor` of shape `(B, rows, columns)`
@@ -234,12 +244,12 @@ def aggregate_heads(maps: torch.Tensor, order: torch.Tensor, num_heads: int = 4)
     >>> import torch
     >>> from prompt_cam import aggregate_heads
     >>> maps = torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1)
-    >>> aggregate_heads(maps, torch.tensor([[2, 0, 1]]), num_heads=2).tolist()
+    >>> aggregate_heads(maps, torch.tensor([[2, 0, 1]]), top_heads=2).tolist()
     [[[101.0]]]
 
     ```
     """
-    chosen = order[:, :num_heads].to(maps.device)
+    chosen = order[:, :top_heads].to(maps.device)
     return torch.gather(maps, 1, chosen[..., None, None].expand(-1, -1, *maps.shape[2:])).sum(dim=1)
 
 

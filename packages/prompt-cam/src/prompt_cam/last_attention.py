@@ -37,7 +37,8 @@ class AttentionParts:
         if given.position_embeddings is not None:
             rotate = sys.modules[type(self.attention).__module__].apply_rotary_pos_emb
             keys = rotate(keys, keys, *given.position_embeddings)[1]
-        scores = (queries @ keys.transpose(-1, -2)).float() * self.scaling
+        # In float32, scaled first: in half precision the products of long queries and keys overflow.
+        scores = (queries.float() * self.scaling) @ keys.float().transpose(-1, -2)
         if given.attention_mask is not None:
             visible = _visible_keys(given.attention_mask)  # (batch_size, seq_len)
             scores = scores.masked_fill(~visible[:, None, None], -torch.inf)

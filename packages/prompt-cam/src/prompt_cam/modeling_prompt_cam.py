@@ -14,6 +14,7 @@ from prompt_cam.backbone import Backbone, enable_checkpointing, find_vision_mode
 from prompt_cam.class_maps import Look, build_look, compute_maps
 from prompt_cam.configuration_prompt_cam import PromptCAMConfig
 from prompt_cam.explanations import ExplanationMixin
+from prompt_cam.freezing import freeze, release
 from prompt_cam.hooks import KEY, Prompts, attach_hooks
 from prompt_cam.output import PromptCAMOutput
 from prompt_cam.saving import SavingMixin
@@ -76,13 +77,16 @@ class PromptCAMForImageClassification(ExplanationMixin, SavingMixin, nn.Module):
     """
 
     main_input_name = "pixel_values"
+    accepts_loss_kwargs = False  # the loss is the mean of its batch: Trainer divides by the steps it accumulates
 
-    def __init__(self, backbone: nn.Module, config: PromptCAMConfig):
+    def __init__(self, backbone: Any, config: PromptCAMConfig):
         super().__init__()
-        self.backbone: Any = find_vision_model(backbone)
+        self.backbone = find_vision_model(backbone)
         view = self._view()
         if config.base_model_name_or_path is None:
-            config = replace(config, base_model_name_or_path=self.backbone.config.name_or_path or None)
+            # The vision part of a whole CLIP has no name of its own.
+            name = self.backbone.config.name_or_path or backbone.config.name_or_path
+            config = replace(config, base_model_name_or_path=name or None)
         self.prompt_config = config
         counts = config.count_prompts(len(view.layers))
         bound = math.sqrt(6 / (3 * view.patch_size**2 + view.hidden_size))
@@ -98,9 +102,8 @@ class PromptCAMForImageClassification(ExplanationMixin, SavingMixin, nn.Module):
             self.prompts[f"layer_{index}"].data = self.prompts[f"layer_{index}"].data.to(device)
         self.head.to(next(view.final_norm.parameters()).device)
 
-        self._were_trained = [p for p in self.backbone.parameters() if p.requires_grad]
-        self.backbone.requires_grad_(False)
         self._owner = uuid.uuid4().hex
+        freeze(self.backbone, self._owner)
         self._handles = attach_hooks(view, self._owner)
         self.register_state_dict_post_hook(_drop_backbone)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_post_hook(_expect_no_backbone)  # type: ignore[no-untyped-call]
@@ -137,16 +140,18 @@ class PromptCAMForImageClassification(ExplanationMixin, SavingMixin, nn.Module):
         self.activation_checkpointing_enable(activation_checkpointing_kwargs=gradient_checkpointing_kwargs)
 
     def detach(self) -> Any:
-        """Takes the hooks off the backbone, thaws what was not frozen before, and returns it. The model is then over.
+        """Takes the hooks off the backbone and returns it as it came. The model is then over.
+
+        Thawed is what was not frozen before, and each module gets back its mode (training or evaluation) and its
+        checkpointing of activations. While another model uses the backbone, that waits for the last one to detach.
 
         Returns:
-            `PreTrainedModel`: the backbone as it came.
+            `PreTrainedModel`: the backbone, the vision part if it came in a larger model.
         """
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for parameter in self._were_trained:
-            parameter.requires_grad_(True)
+        release(self.backbone, self._owner)
         return self.backbone
 
     def forward(
@@ -156,6 +161,8 @@ class PromptCAMForImageClassification(ExplanationMixin, SavingMixin, nn.Module):
         interpolate_pos_encoding: bool = False,
         return_maps: bool = False,
         hidden_states: torch.Tensor | None = None,
+        pixel_attention_mask: torch.Tensor | None = None,
+        spatial_shapes: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> PromptCAMOutput:
         """Returns class scores, and the loss where labels are given.
@@ -167,13 +174,16 @@ class PromptCAMForImageClassification(ExplanationMixin, SavingMixin, nn.Module):
             return_maps (`bool`, defaults to `False`): whether to return the maps of all classes; see [`maps`].
             hidden_states (`torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`, *optional*):
                 What [`features`] returned, in place of `pixel_values`. Variant `"late"` only.
-            **kwargs: more arguments of the backbone, such as `spatial_shapes`.
+            pixel_attention_mask, spatial_shapes (`torch.Tensor`, *optional*):
+                Of SigLIP 2: which patches are no padding, and rows and columns of each image.
+            **kwargs: more arguments of the backbone.
 
         Returns:
             [`PromptCAMOutput`]
 
         Raises:
-            ValueError: if not exactly one of `pixel_values` and `hidden_states` is given, or labels are out of range.
+            ValueError: if not exactly one of `pixel_values` and `hidden_states` is given, or labels on the CPU are out
+                of range; on a GPU, where a look would hold it up, the loss itself fails.
         """
         if (pixel_values is None) == (hidden_states is None):
             raise ValueError("Expected either `pixel_values` or, for the variant 'late', `hidden_states`.")
@@ -181,21 +191,26 @@ class PromptCAMForImageClassification(ExplanationMixin, SavingMixin, nn.Module):
             if return_maps:
                 raise ValueError("`return_maps` needs `pixel_values`: features do not say how patches lie.")
             return self._output(self._score(self._run_late(hidden_states)), labels)
+        named = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        kwargs |= {name: value for name, value in named.items() if value is not None}
         prompts = self._gather_prompts(keep_input=return_maps)
         logits = self._score(self._run(pixel_values, interpolate_pos_encoding, prompts, **kwargs))
         output = self._output(logits, labels)
         if return_maps:
-            look = build_look(self._view(), logits, prompts.seen, pixel_values, kwargs.get("spatial_shapes"))
+            look = build_look(self._view(), logits, prompts.seen, pixel_values, spatial_shapes)
             every = torch.arange(self.prompt_config.num_classes, device=logits.device).expand(len(logits), -1)
             output.class_maps = compute_maps(self._view(), look, every, "patches")
         return output
 
-    def features(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+    def features(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+    ) -> torch.Tensor:
         """Returns the tokens that enter the last layer, which the variant `"late"` never changes: compute them once.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): images.
             interpolate_pos_encoding (`bool`, defaults to `False`): as in `forward`.
+            **kwargs: more arguments of the backbone.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, seq_len, hidden_size)`, without prompts and without a gradient.
@@ -207,7 +222,7 @@ class PromptCAMForImageClassification(ExplanationMixin, SavingMixin, nn.Module):
             raise ValueError(f"Only the variant 'late' has features to keep, got {self.prompt_config.variant!r}.")
         with torch.no_grad(), self._evaluating():
             prompts = self._gather_prompts(keep_input=True)
-            self._run(pixel_values, interpolate_pos_encoding, prompts)
+            self._run(pixel_values, interpolate_pos_encoding, prompts, **kwargs)
         given = prompts.seen
         if given.position_embeddings is not None or given.attention_mask is not None:
             raise ValueError(
@@ -269,17 +284,19 @@ class PromptCAMForImageClassification(ExplanationMixin, SavingMixin, nn.Module):
     def _output(self, logits: torch.Tensor, labels: torch.Tensor | None) -> PromptCAMOutput:
         loss = None
         if labels is not None:
-            if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.prompt_config.num_classes:
-                raise ValueError(
-                    f"`labels` must be from 0 to {self.prompt_config.num_classes - 1}, got {int(labels.min())} to "
-                    f"{int(labels.max())}."
-                )
+            if labels.device.type == "cpu" and labels.numel():
+                low, high = labels.min().item(), labels.max().item()
+                if not 0 <= low <= high < logits.shape[1]:
+                    raise ValueError(f"`labels` must be from 0 to {logits.shape[1] - 1}, got {low} to {high}.")
             loss = nn.functional.cross_entropy(logits.float(), labels.to(logits.device))
         return PromptCAMOutput(loss=loss, logits=logits)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Switches dropout off and afterwards every module back to the mode that it was in."""
+        """Switches dropout off and afterwards every module back to the mode that it was in.
+
+        In training mode one thread at a time: modes belong to the modules that threads share.
+        """
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:

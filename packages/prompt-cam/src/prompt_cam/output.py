@@ -11,7 +11,7 @@ class PromptCAMOutput(ModelOutput):
     """What a Prompt-CAM model returns.
 
     Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): cross-entropy, where `labels` are given.
+        loss (`torch.FloatTensor` of shape `()`, *optional*): cross-entropy, where `labels` are given.
         logits (`torch.FloatTensor` of shape `(batch_size, num_classes)`): class scores.
         class_maps (`torch.FloatTensor` of shape `(batch_size, num_classes, num_heads, rows, columns)`, *optional*):
             attention of each class prompt over the patches, with `return_maps=True`.

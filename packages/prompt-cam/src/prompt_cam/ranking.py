@@ -99,17 +99,15 @@ def mix_heads(
     return torch.einsum("brt,brtd->brd", attention.to(values.dtype), values), torch.einsum("t,brtd->brd", even, values)
 
 
-def rank_heads_of(
-    view: Backbone, look: Look, classes: torch.Tensor, read_scores: ReadScores, ranking: str, blur: str
-) -> HeadRanking:
-    """Returns the ranking of the last layer's heads for one class of each image.
+def build_score_fn(view: Backbone, look: Look, classes: torch.Tensor, read_scores: ReadScores, blur: str) -> ScoreFn:
+    """Returns the function that scores the class of each image with some heads blurred, by single tokens.
 
     Args:
         view (`Backbone`): the backbone.
         look (`Look`): what a forward pass left behind.
         classes (`torch.LongTensor` of shape `(batch_size,)`): the class of each image.
         read_scores (`Callable`): from tokens after the final norm, `(num_tokens, hidden_size)`, to scores.
-        ranking, blur (`str`): as in [`~PromptCAMForImageClassification.rank_heads`].
+        blur (`str`): see [`blur_weights`].
     """
     parts, given = AttentionParts(view.last_layer), look.given
     attention = parts.attend(given, classes[:, None])[:, :, 0]
@@ -117,16 +115,15 @@ def rank_heads_of(
     prompt = given.hidden_states[torch.arange(len(classes), device=classes.device), classes]
 
     def score_fn(is_blurred: torch.Tensor) -> torch.Tensor:
-        choose = is_blurred[..., None].to(sharp.device)  # (B, K, R, 1)
-        heads = torch.where(choose, blurred[:, None], sharp[:, None]).flatten(0, 1)
-        repeated = prompt[:, None].expand(-1, choose.shape[1], -1).flatten(0, 1)
-        after = [
-            view.final_norm(parts.run_tail(*chunk, given))
-            for chunk in zip(repeated.split(TAIL_TOKENS), heads.split(TAIL_TOKENS), strict=True)
-        ]
-        return read_scores(torch.cat(after)).view(choose.shape[:2]).float()
+        is_blurred = is_blurred.to(sharp.device)  # (B, K, R)
+        images = torch.arange(len(sharp), device=sharp.device).repeat_interleave(is_blurred.shape[1])
+        scores = []
+        for image, choice in zip(images.split(TAIL_TOKENS), is_blurred.flatten(0, 1).split(TAIL_TOKENS), strict=True):
+            heads = torch.where(choice[..., None], blurred[image], sharp[image])
+            scores.append(read_scores(view.final_norm(parts.run_tail(prompt[image], heads, given))))
+        return torch.cat(scores).view(is_blurred.shape[:2]).float()
 
-    return rank_by_scores(score_fn, classes, look.logits, parts.num_heads, ranking)
+    return score_fn
 
 
 def rank_by_scores(

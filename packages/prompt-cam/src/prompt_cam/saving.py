@@ -58,12 +58,13 @@ class SavingMixin:
         cache_dir: str | None = None,
         **backbone_kwargs: Any,
     ) -> "PromptCAMForImageClassification":
-        """Returns the model of an adapter folder or Hub repository, in evaluation mode.
+        """Returns the model of an adapter folder or Hub repository, in evaluation mode, the backbone too.
 
         Args:
             name_or_path (`str`): folder that [`save_pretrained`] wrote, or Hub id.
             backbone (`PreTrainedModel`, *optional*): the backbone; loaded by the name in the options if not given.
-            revision, token, cache_dir: for the adapter on the Hub.
+            revision: of the adapter on the Hub; that of the backbone is in the options.
+            token, cache_dir: for the adapter and the backbone on the Hub.
             **backbone_kwargs: for `AutoModel.from_pretrained`, such as `dtype` or `device_map`.
 
         Returns:
@@ -78,7 +79,11 @@ class SavingMixin:
             if config.base_model_name_or_path is None:
                 raise ValueError("The adapter does not name its backbone: hand it over as `backbone`.")
             backbone = AutoModel.from_pretrained(
-                config.base_model_name_or_path, revision=config.revision, **backbone_kwargs
+                config.base_model_name_or_path,
+                revision=config.revision,
+                token=token,
+                cache_dir=cache_dir,
+                **backbone_kwargs,
             )
         elif backbone_kwargs:
             raise TypeError(f"{sorted(backbone_kwargs)} are for loading a backbone, but one was given.")
