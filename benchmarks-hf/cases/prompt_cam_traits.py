@@ -22,7 +22,7 @@ from transformers.utils.logging import tqdm
 import finer_cam
 import hf_diorama as dio
 import prompt_cam
-from finer_cam import FinerCAM, energy_in_region, faithfulness, upsample_maps
+from finer_cam import FinerCAM, compute_faithfulness, energy_in_region, upsample_maps
 from hf_diorama.worlds.creatures.taxonomy import TRAITS
 from prompt_cam import PromptCAMConfig, aggregate_heads, get_prompt_cam_model
 
@@ -162,7 +162,7 @@ def measure_maps(name: str, kind: str, model: Any, images: torch.Tensor, maps: t
     regions = {"on_its_trait": data["masks"], "on_any_trait": data["parts"]}
     samples = {metric: energy_in_region(maps, region) for metric, region in regions.items()}
     if model is not None:
-        scores = faithfulness(model, images, maps, labels, labels ^ 1, ratios=[], num_steps=CURVE_STEPS)
+        scores = compute_faithfulness(model, images, maps, labels, labels ^ 1, ratios=[], num_steps=CURVE_STEPS)
         samples |= {"insertion": scores.insertion, "deletion": scores.deletion}
         row |= {"curve_steps": CURVE_STEPS, "fill": scores.fill, "insertion_fill": scores.insertion_fill}
     return summarise(row, samples)
