@@ -9,6 +9,7 @@ from taxaclip.index import RankScores, TaxonIndex
 from taxaclip.labels import LabelClassifier
 from taxaclip.losses import chunked_contrastive_loss, contrastive_loss, replay_loss
 from taxaclip.open_clip import UnsupportedArchitecture
+from taxaclip.pipelines import register_pipeline
 from taxaclip.rows import finished_names, write_rows
 from taxaclip.taxonomy import RANKS, TaxonPath, normalise
 
@@ -32,6 +33,7 @@ __all__ = [
     "hf_to_open_clip",
     "normalise",
     "open_clip_to_hf",
+    "register_pipeline",
     "replay_loss",
     "variation_geometry",
     "write_rows",

@@ -20,7 +20,7 @@ class TaxonClassifier:
 
     Args:
         model (`CLIPModel`): the CLIP whose texts the index holds; used as it is, on its device.
-        processor (`CLIPProcessor`): its processor.
+        processor (`CLIPProcessor`): its processor; only `predict` needs it.
         index (`TaxonIndex`): taxa to choose from.
 
     Raises:
@@ -46,7 +46,7 @@ class TaxonClassifier:
     ```
     """
 
-    def __init__(self, model: CLIPModel, processor: CLIPProcessor, index: TaxonIndex):
+    def __init__(self, model: CLIPModel, processor: CLIPProcessor | None, index: TaxonIndex):
         if model.config.projection_dim != index.embeddings.shape[1]:
             raise ValueError(
                 f"Expected an index with embeddings of size {model.config.projection_dim}, as of the model, "
@@ -84,31 +84,59 @@ class TaxonClassifier:
         Raises:
             ValueError: for an unknown rank or clade, or a number out of range.
         """
+        options = self._check(rank, top_k, min_confidence, within)
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        if self.processor is None:
+            raise ValueError("Expected a classifier with a processor to predict from images; `rows` takes embeddings.")
+        return self._predict(images, options, batch_size)
+
+    def _check(self, rank: str, top_k: int, min_confidence: float, within: Within | None) -> dict[str, Any]:
         if rank not in (*RANKS, "auto"):
             raise ValueError(f"Unknown rank {rank!r}; choose from {[*RANKS, 'auto']}.")
-        if top_k < 1 or batch_size < 1 or not 0 <= min_confidence <= 1:
-            raise ValueError(
-                "Expected top_k >= 1, batch_size >= 1 and min_confidence in [0, 1], "
-                f"got {top_k}, {batch_size} and {min_confidence}."
-            )
+        if top_k < 1 or not 0 <= min_confidence <= 1:
+            raise ValueError(f"Expected top_k >= 1 and min_confidence in [0, 1], got {top_k} and {min_confidence}.")
         self.index.find(within)
-        return self._predict(images, rank, top_k, min_confidence, within, batch_size)
+        return {"rank": rank, "top_k": top_k, "min_confidence": min_confidence, "within": within}
 
-    def _predict(
-        self, images: Iterable[ImageInput], rank: str, top_k: int, least: float, within: Within | None, size: int
-    ) -> Iterator[list[Row]]:
+    def _predict(self, images: Iterable[ImageInput], options: dict[str, Any], size: int) -> Iterator[list[Row]]:
+        assert self.processor is not None
         for names, pictures in read_batches(images, size):
-            embeds = embed_images(self.model, self.processor, pictures) if pictures else None
-            scores = None if embeds is None else self.index.score(embeds, within)
-            number = 0
+            rows = iter(self.rows(embed_images(self.model, self.processor, pictures), **options) if pictures else ())
             for name, error in names:
-                if scores is None or error is not None:
+                if error is None:
+                    yield [{"file_name": name, **row} for row in next(rows)]
+                else:
                     yield [{"file_name": name, "error": error}]
-                    continue
-                rows = self._auto(scores, number, least) if rank == "auto" else self._top(scores, number, rank, top_k)
-                cosine = float(scores.max_cosine[number])
-                yield [{"file_name": name, **row, "max_cosine": cosine} for row in rows]
-                number += 1
+
+    def rows(
+        self,
+        image_embeds: torch.Tensor,
+        *,
+        rank: str = "species",
+        top_k: int = 5,
+        min_confidence: float = 0.9,
+        within: Within | None = None,
+    ) -> list[list[Row]]:
+        """Returns the rows of `predict`, without `file_name`, for images that are embedded already.
+
+        Args:
+            image_embeds (`torch.Tensor` of shape `(num_images, dim)`): their embeddings.
+            rank, top_k, min_confidence, within (*optional*): as of `predict`.
+
+        Raises:
+            ValueError: for an unknown rank or clade, a number out of range, or embeddings that are not finite.
+        """
+        self._check(rank, top_k, min_confidence, within)
+        scores = self.index.score(image_embeds, within)
+        results = []
+        for number, cosine in enumerate(scores.max_cosine.tolist()):
+            if rank == "auto":
+                rows = self._auto(scores, number, min_confidence)
+            else:
+                rows = self._top(scores, number, rank, top_k)
+            results.append([{**row, "max_cosine": cosine} for row in rows])
+        return results
 
     def _top(self, scores: RankScores, number: int, rank: str, top_k: int) -> list[Row]:
         probs = scores.probs[rank][number]

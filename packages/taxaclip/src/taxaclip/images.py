@@ -54,7 +54,6 @@ def read_batches(images: Iterable[ImageInput], batch_size: int) -> Iterator[tupl
         yield names, pictures
 
 
-@torch.no_grad()
 def embed_images(model: CLIPModel, processor: CLIPProcessor, images: list[Image.Image]) -> torch.Tensor:
     """Returns the normalised image embeddings, (num_images, dim), float32, on the CPU.
 
@@ -63,6 +62,16 @@ def embed_images(model: CLIPModel, processor: CLIPProcessor, images: list[Image.
         processor (`CLIPProcessor`): its processor.
         images (list of `PIL.Image.Image`): RGB images.
     """
-    pixels = processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    return embed_pixels(model, processor.image_processor(images, return_tensors="pt")["pixel_values"])
+
+
+@torch.no_grad()
+def embed_pixels(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Returns the normalised image embeddings, (num_images, dim), float32, on the CPU.
+
+    Args:
+        model (`CLIPModel`): any CLIP.
+        pixels (`torch.Tensor` of shape `(num_images, 3, height, width)`): what the image processor made of the images.
+    """
     pooled = model.vision_model(pixels.to(model.device, model.dtype)).pooler_output
     return torch.nn.functional.normalize(model.visual_projection(pooled).float(), dim=-1).cpu()
