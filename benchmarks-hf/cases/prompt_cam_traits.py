@@ -29,9 +29,9 @@ from prompt_cam import PromptCAMConfig, aggregate_heads, get_prompt_cam_model
 Row = dict[str, Any]
 NUM_CLASSES, SIZE = 16, 64
 BACKBONES = ("vit-nano", *(f"vfm-nano-{kind}" for kind in ("supervised", "contrastive", "masked", "random")))
-STEPS, BATCH, LEARNING_RATE = 600, 24, 5e-3
+STEPS, BATCH, LEARNING_RATE = 300, 24, 5e-3
 MIN_AREA = 12  # pixels of the trait below which an image says nothing about it
-NUM_IMAGES, CURVE_STEPS = 400, 16
+NUM_IMAGES, CURVE_STEPS = 300, 10
 PLOT = None
 
 
