@@ -23,7 +23,7 @@ from partial_tune import ClassPartition, interpolate_adapter
 
 DOMAIN = "rotated"
 STEPS = 100
-NUM_TRAIN, NUM_TEST = 1_440, 1_440
+NUM_TRAIN, NUM_TEST = 960, 960
 
 
 @lru_cache(maxsize=3)

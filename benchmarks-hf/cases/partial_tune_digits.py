@@ -125,7 +125,7 @@ def measure(experiment: Experiment, model: nn.Module, *gammas: float) -> list[di
     logits, labels, features = collect(model, DataLoader(experiment.test, batch_size=128), head)
     _, train_labels, reference = collect(model, DataLoader(experiment.train, batch_size=128), head)
     assert train_labels is not None
-    scores = ncm_scores(features.flatten(1), reference.flatten(1), train_labels, partition.num_classes)
+    scores = ncm_scores(features, reference, train_labels, partition.num_classes)
     ausuc = seen_absent_sweep(logits, labels, partition).ausuc
     probe = group_accuracies(scores, labels, partition)["U/Y"]
     rows = []

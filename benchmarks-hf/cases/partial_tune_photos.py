@@ -90,7 +90,7 @@ def build_photos(seed: int, *, quick: bool) -> Experiment:
         partition=ClassPartition.from_dataset(model.config, seen),
         seed=seed,
         options={
-            "max_steps": 5 if quick else 150,
+            "max_steps": 5 if quick else 100,
             "per_device_train_batch_size": 64,
             "learning_rate": 3e-3,
             "lr_scheduler_type": "cosine",

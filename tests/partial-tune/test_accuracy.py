@@ -48,3 +48,10 @@ def test_unknown_options_are_refused(options: dict[str, object], message: str) -
 def test_table_shows_percent_and_missing_values() -> None:
     table = format_accuracies({"source": {"U/Y": 0.5, "H": None}})
     assert table.splitlines()[-1] == "| source | 50.0 | - |"
+
+
+def test_a_masked_class_is_never_right_not_even_alone_in_its_group() -> None:
+    """The sweep says the same: the sample never flips to its absent class."""
+    partition = ClassPartition(("ant", "bee"), (0,))
+    found = group_accuracies(torch.tensor([[1.0, -torch.inf]]), torch.tensor([1]), partition)
+    assert (found["U/U"], found["U/Y"]) == (0.0, 0.0)

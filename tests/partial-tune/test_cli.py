@@ -32,6 +32,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.save(tmp_path / "train_logits.npy", LOGITS[is_seen])
     np.save(tmp_path / "train.npy", LABELS[is_seen])
     (tmp_path / "classes.json").write_text(PARTITION.to_json())
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "bad.safetensors").write_bytes(b"not tensors")
+    LogitCalibrator(PARTITION, 1.0).save_pretrained(tmp_path / "half")
+    (tmp_path / "half" / "calibrator.json").write_text('{"version": 1}')
     return tmp_path
 
 
@@ -88,6 +93,11 @@ def test_sweep_with_intervals(folder: Path, capsys: pytest.CaptureFixture[str]) 
             ".npy or .safet",
         ),
         (["sweep", "--logits", "gone.npy", "--labels", "all.npy", "--partition", "classes.json"], "gone"),
+        (["sweep", "--logits", "empty.npy", "--labels", "all.npy", "--partition", "classes.json"], "an empty file"),
+        (["sweep", "--logits", "bad.safetensors", "--labels", "all.npy", "--partition", "classes.json"], "damaged"),
+        (["sweep", "--logits", "all.safetensors", "--labels", "all.npy", "--partition", "list.json"], "is missing"),
+        (["report", "--model", "model"], "Expected --data and --partition."),
+        (["apply", "half", "--logits", "all.safetensors", "--out", "x"], "in calibrator.json"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(
@@ -110,6 +120,8 @@ def test_model_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     torch.manual_seed(0)
     build_vit().save_pretrained(folder / "model")
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder / "model")
+    for name in ("chat_template.jinja", "spiece.model", "optimizer.pt", "model.safetensors.index.json"):
+        (folder / "model" / name).write_text("{}")
     for index, name in enumerate(("ant", "cat", "dog")):
         (folder / "images" / name).mkdir(parents=True)
         for number in range(3):
@@ -118,7 +130,15 @@ def test_model_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert fitted["seen"] == ["ant", "cat", "dog"]
     assert fitted["fit"]["num_samples"] == 9
     run(capsys, "apply", "cal", "--model", "model", "--out", "new")
-    assert {"calibrator.json", "preprocessor_config.json"} <= {path.name for path in (folder / "new").iterdir()}
+    assert sorted(path.name for path in (folder / "new").iterdir()) == [
+        "calibrator.json",
+        "calibrator.safetensors",
+        "chat_template.jinja",
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "spiece.model",
+    ]
     old, new = (AutoModelForImageClassification.from_pretrained(folder / name) for name in ("model", "new"))
     difference = new.classifier.bias - old.classifier.bias
     torch.testing.assert_close(difference, fitted["gamma"] * PARTITION.absent_mask.float())
@@ -126,6 +146,32 @@ def test_model_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "which exists" in capsys.readouterr().err
     assert main(["apply", "cal", "--model", "new", "--out", "twice"]) == 1
     assert "folded into its head" in capsys.readouterr().err
+
+
+def test_sweep_and_report_of_a_model_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model = build_vit().eval()
+    model.save_pretrained(folder / "model")
+    processor = ViTImageProcessor(size={"height": 8, "width": 8})
+    processor.save_pretrained(folder / "model")
+    images, labels = [], [0, 1, 2, 3, 4, 5] * 2
+    for number, label in enumerate(labels):
+        path = folder / "images" / NAMES[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images.append(Image.new("RGB", (8, 8), (20 * number, 40 * label, 9)))
+        images[-1].save(path)
+    with torch.no_grad():
+        logits = model(**processor(images, return_tensors="pt")).logits
+    expected = seen_absent_sweep(logits, torch.tensor(labels), PARTITION)
+    inputs = ["--model", "model", "--data", "images", "--partition", "classes.json"]
+    found = run(capsys, "sweep", *inputs, "--gamma", "0.5")
+    assert found["ausuc"] == expected.ausuc
+    assert run(capsys, "report", *inputs, "--gamma", "0.5")["after"]["U/Y"] == expected.at(0.5).absent
+    Image.new("RGB", (8, 8)).save(folder / "flat.png")
+    (folder / "flat").mkdir()
+    (folder / "flat.png").rename(folder / "flat" / "a.png")
+    assert main(["fit", "--model", "model", "--data", "flat", "--out", "x"]) == 1
+    assert "one subfolder of images for each class" in capsys.readouterr().err
 
 
 def test_the_command_is_installed() -> None:

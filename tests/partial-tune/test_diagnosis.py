@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from partial_tune import ClassPartition, diagnose
+from support.partial_models import NAMES, build_llama, text_inputs
 
 PARTITION = ClassPartition(tuple("abcd"), (0, 1))
 GENERATOR = torch.Generator().manual_seed(0)
@@ -45,6 +46,12 @@ def test_verdicts(tuned: nn.Module, verdict: str) -> None:
     assert str(found).startswith(f"{verdict}: absent accuracy")
     assert (found.ncm_loss > 0.1) == (verdict in ("features", "both"))
     assert 1 <= found.tuned["effective_rank"] <= 4
+
+
+def test_decoder_language_models_are_refused() -> None:
+    model, inputs = build_llama(), text_inputs(6)
+    with pytest.raises(ValueError, match=r"one feature vector for each sample.*a head for every token"):
+        diagnose(model, model, [{**inputs, "labels": torch.arange(6)}], ClassPartition(NAMES, (0, 2, 3)))
 
 
 def test_class_means_may_come_from_other_samples() -> None:

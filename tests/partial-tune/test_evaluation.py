@@ -36,6 +36,9 @@ def test_accuracy_is_loaded_offline() -> None:
     expected = group_accuracies(LOGITS, LABELS, PARTITION)
     names = {"seen_accuracy": "S/Y", "absent_accuracy": "U/Y", "accuracy": "Y/Y", "harmonic_mean": "H"}
     assert found == {ours: pytest.approx(expected[theirs]) for ours, theirs in names.items()}
+    assert metric.compute(predictions=LOGITS, references=LABELS) == found
+    with pytest.raises(ValueError, match="logits of 4 classes"):
+        metric.compute(predictions=LOGITS[:, :3], references=LABELS)
     one_group = metric.compute(predictions=[0, 1], references=[0, 2])
     assert one_group == {"seen_accuracy": 0.5, "absent_accuracy": None, "accuracy": 0.5, "harmonic_mean": None}
 

@@ -74,7 +74,6 @@ def test_area_is_the_product_of_its_factors(golden_curve: Golden) -> None:
 
 def test_loop_over_breakpoints_gives_the_same_curve(golden_curve: Golden) -> None:
     curve = sweep_curve_by_loop(golden_curve.logits, golden_curve.labels, golden_curve.partition.absent_mask)
-    counts = [len(golden_curve.labels)] * 2
     is_absent = golden_curve.partition.absent_mask[golden_curve.labels]
     counts = [int((~is_absent).sum()), int(is_absent.sum())]
     np.testing.assert_allclose(curve.seen_hits / counts[0], golden_curve.curve[:, 1], atol=1e-9)

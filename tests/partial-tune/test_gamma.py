@@ -20,6 +20,10 @@ from partial_tune.gamma import (
 PARTITION = ClassPartition(tuple("abcdef"), (0, 2, 3))
 
 
+def gaps_of(logits: torch.Tensor) -> np.ndarray:
+    return (logits[:, [0, 2, 3]].amax(1).double() - logits[:, [1, 4, 5]].amax(1).double()).numpy()
+
+
 def test_gap_leaves_the_label_out_and_reports_its_spread() -> None:
     logits = torch.tensor([[9.0, -1, 1, 3, -2, -3], [0, 0, 9, 4, 0, 0]])
     estimate = average_logit_gap(logits, torch.tensor([0, 2]), PARTITION)
@@ -63,12 +67,20 @@ def test_gap_needs_two_seen_classes_seen_samples_and_finite_logits() -> None:
 @pytest.mark.parametrize("prior", [0.0, 0.25, 0.5, 0.77, 1.0])
 def test_prior_is_the_share_of_absent_predictions(prior: float) -> None:
     logits = torch.randn(200, 6, generator=torch.Generator().manual_seed(2))
-    gamma = match_absent_rate(logits, PARTITION, prior).gamma
+    gamma = match_absent_rate(gaps_of(logits), prior).gamma
     shifted = logits.double() + gamma * PARTITION.absent_mask
     share = PARTITION.absent_mask[shifted.argmax(dim=1)].double().mean()
     assert float(share) == round(prior * 200) / 200
     with pytest.raises(ValueError, match="in \\[0, 1\\]"):
-        match_absent_rate(logits, PARTITION, 1.5)
+        match_absent_rate(gaps_of(logits), 1.5)
+
+
+@pytest.mark.parametrize(("prior", "gamma"), [(0.0, 0.0), (0.2, 0.0), (0.4, 2.0), (0.6, 4.0), (1.0, 4.0)])
+def test_samples_that_never_flip_count_and_leave_the_offset_finite(prior: float, gamma: float) -> None:
+    gaps = np.array([np.inf, 1.0, 3.0, -np.inf, np.inf])  # one of five is always absent, two never are
+    assert match_absent_rate(gaps, prior).gamma == gamma
+    with pytest.raises(ValueError, match="got none among 2"):
+        match_absent_rate(np.array([np.inf, -np.inf]), prior)
 
 
 def test_oracle_is_loud_and_refuses_seen_samples_alone(caplog: pytest.LogCaptureFixture) -> None:

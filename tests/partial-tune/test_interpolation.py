@@ -1,13 +1,14 @@
 """Weight interpolation: ends, middle, BatchNorm, adapters, and models that do not fit."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from partial_tune import interpolate, interpolate_adapter
-from support.partial_models import build_lora_vit, build_resnet, build_vit, image_inputs
+from partial_tune import ClassPartition, LogitCalibrator, interpolate, interpolate_adapter
+from support.partial_models import NAMES, build_lora_vit, build_resnet, build_vit, image_inputs
 
 
 def tuned_copy(model: nn.Module) -> nn.Module:
@@ -24,13 +25,15 @@ def tuned_copy(model: nn.Module) -> nn.Module:
 def test_ends_are_the_models_and_the_middle_is_their_mean() -> None:
     source = build_resnet()
     tuned = tuned_copy(source)
+    before = copy.deepcopy(source.state_dict()), copy.deepcopy(tuned.state_dict())
     for alpha in (0.0, 0.25, 1.0):
         mixed = interpolate(source, tuned, alpha).state_dict()
         for name, value in tuned.state_dict().items():
-            old = source.state_dict()[name]
+            old = before[0][name]
             expected = value if "num_batches" in name else (1 - alpha) * old + alpha * value
             torch.testing.assert_close(mixed[name], expected)
-    assert torch.equal(source.state_dict()["classifier.1.bias"], copy.deepcopy(source).classifier[1].bias)
+    for model, state in zip((source, tuned), before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
@@ -42,6 +45,26 @@ def test_models_that_do_not_fit_are_refused() -> None:
         interpolate_adapter(build_vit(), 0.5)
     with pytest.raises(ValueError, match=r"`alpha` in \[0, 1\]"):
         interpolate_adapter(build_lora_vit(), -0.1)
+
+
+def test_calibrated_models_are_refused() -> None:
+    source, tuned = build_vit(), build_vit()
+    calibrator = LogitCalibrator(ClassPartition(NAMES, (0, 2, 3)), 1.0)
+    calibrator.fold_(tuned)
+    for pair in ((source, tuned), (tuned, source)):
+        with pytest.raises(ValueError, match="folded into its head"):
+            interpolate(*pair, 0.5)
+    model = build_lora_vit()
+    with calibrator.attach(model), pytest.raises(ValueError, match="is attached; detach it"):
+        interpolate_adapter(model, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"use_dora": True}, "got DoRA"), ({"bias": "lora_only"}, "got trained biases")]
+)
+def test_adapters_that_do_not_scale_with_b_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        interpolate_adapter(build_lora_vit(**options), 0.5)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])

@@ -117,7 +117,8 @@ def test_any_batches_give_the_bits_of_one_batch(seed: int, size: int) -> None:
     for start in range(0, len(logits), size):
         state.update(logits[start : start + size].numpy(), labels[start : start + size].numpy())
     whole = seen_absent_sweep(logits, labels, partition)
-    np.testing.assert_array_equal(state.result().gap, whole.gap)
+    for name in ("gap", "seen_correct", "absent_correct", "is_absent", "seen_first"):
+        np.testing.assert_array_equal(getattr(state.result(), name), getattr(whole, name))
     assert state.result().ausuc == whole.ausuc
     assert state.nbytes == 9 * len(logits)
 

@@ -7,17 +7,21 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType
 from torch import nn
+from transformers import HfArgumentParser
 
 from partial_tune import (
     CalibrationCallback,
     LogitCalibrator,
+    PartialTuneArguments,
     PartialTuneTrainer,
     SeenAbsentMetrics,
 )
 from partial_tune.running import read_sample_labels
 from partial_tune.upstream import find_head
-from support.partial_models import NAMES, build_lora_vit, build_resnet, build_vit, image_rows
+from support.partial_models import NAMES, build_llama, build_lora_vit, build_resnet, build_vit, image_rows
 from support.partial_training import PARTITION, arguments, make_trainer
 
 SEEN_ROWS = image_rows([0, 2, 3, 5] * 4)
@@ -143,6 +147,28 @@ def test_distillation_keeps_relations_among_absent_classes(tmp_path: Path) -> No
 def test_distillation_needs_a_teacher(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the frozen teacher"):
         make(tmp_path, vit(), distill_weight=1.0)
+    model = vit()
+    with pytest.raises(ValueError, match="got `model` itself"):
+        make(tmp_path, model, source=model, distill_weight=1.0)
+
+
+def test_rank_regulariser_is_not_for_heads_that_see_every_token(tmp_path: Path) -> None:
+    rows = [{"input_ids": torch.arange(1, 6), "labels": label} for label in (0, 2, 3, 5)]
+    with pytest.raises(ValueError, match="a head for every token"):
+        make(tmp_path, build_llama(), rows, rank_weight=1.0).train()
+
+
+def test_probing_first_needs_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PartialTuneArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="one process for `lp_ft`, which freezes and thaws, got 2"):
+        make(tmp_path, vit(), method="lp_ft")
+
+
+def test_options_are_read_from_a_command_line(tmp_path: Path) -> None:
+    parser = HfArgumentParser(PartialTuneArguments)  # type: ignore[arg-type]
+    line = ["--output_dir", str(tmp_path), "--method", "lolsgd", "--bn", "freeze_stats", "--drop", "2"]
+    (args,) = parser.parse_args_into_dataclasses(line)
+    assert (args.method, args.bn, args.drop, args.lora_average) == ("lolsgd", "freeze_stats", 2, "freeze_a")
 
 
 def test_heads_that_were_made_anew_are_refused(tmp_path: Path) -> None:
@@ -176,6 +202,29 @@ def test_labels_are_read_from_any_data_set() -> None:
         read_sample_labels(datasets.Dataset.from_list([{"y": 3}]))
     with pytest.raises(ValueError, match="in row 0"):
         read_sample_labels([{"y": 3}])
+
+
+class Pictures(torch.utils.data.Dataset[Any]):
+    """As torchvision's data sets: a list `targets`, and samples that are slow to read."""
+
+    def __init__(self, targets: list[int]) -> None:
+        self.targets = targets
+        self.target_transform: Any = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("a picture was decoded for its label")
+
+
+def test_labels_are_read_without_decoding_images() -> None:
+    pictures = Pictures([5, 4, 3])
+    assert read_sample_labels(pictures).tolist() == [5, 4, 3]
+    assert read_sample_labels(torch.utils.data.Subset(pictures, [2, 0])).tolist() == [3, 5]
+    pictures.target_transform = abs  # then `targets` are not the labels
+    with pytest.raises(AssertionError, match="decoded"):
+        read_sample_labels(pictures)
 
 
 @pytest.mark.parametrize(
@@ -223,8 +272,50 @@ def test_callback_fits_what_an_offline_pass_fits(tmp_path: Path) -> None:
     assert saved.gamma == callback.calibrator.gamma
     assert LogitCalibrator.from_pretrained(tmp_path / "checkpoint-2").gamma != saved.gamma
     report = trainer.state.log_history[-1]
-    assert report["calibration_gamma"] == callback.calibrator.gamma
+    assert report["calibration_gamma"] == callback.report["calibration_gamma"] == callback.calibrator.gamma
     assert 0 <= report["calibration_ausuc"] <= 1
+    trainer.log(callback.report)
+    assert trainer.state.log_history[-1]["calibration_gamma"] == callback.calibrator.gamma
+
+
+class Augmented(torch.utils.data.Dataset[dict[str, Any]]):
+    """Samples with other noise each time they are read."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        return {**row, "pixel_values": row["pixel_values"] + torch.randn(3, 8, 8)}
+
+
+def test_callback_fits_without_augmentation_on_a_loader_of_its_own(tmp_path: Path) -> None:
+    def batch_of(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {
+            "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
+            "labels": torch.tensor([row["labels"] for row in rows]),
+        }
+
+    model = vit()
+    loader = torch.utils.data.DataLoader(SEEN_ROWS, batch_size=5, shuffle=True, collate_fn=batch_of)  # type: ignore[arg-type]
+    plain, augmented = CalibrationCallback(PARTITION, train_loader=loader), CalibrationCallback(PARTITION)
+    options: dict[str, Any] = {"partition": PARTITION, "callbacks": [plain, augmented]}
+    PartialTuneTrainer(model, arguments(tmp_path), train_dataset=Augmented(SEEN_ROWS), **options).train()
+    expected = LogitCalibrator.fit(model, [batch_of(SEEN_ROWS)], PARTITION).gamma
+    assert plain.calibrator is not None
+    assert augmented.calibrator is not None
+    assert plain.calibrator.gamma == pytest.approx(expected, abs=1e-6)
+    assert augmented.calibrator.gamma != pytest.approx(expected, abs=1e-4)
+
+
+def test_callback_refuses_sharded_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = PartialTuneTrainer(vit(), arguments(tmp_path), partition=PARTITION, train_dataset=SEEN_ROWS)
+    monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match="a whole model in each process"):
+        CalibrationCallback(PARTITION).on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
 def test_pseudo_cross_validation_uses_the_trainers_recipe_and_leaves_the_model(tmp_path: Path) -> None:
@@ -238,6 +329,56 @@ def test_pseudo_cross_validation_uses_the_trainers_recipe_and_leaves_the_model(t
     assert changed(before, model) == set()
     with pytest.raises(ValueError, match="pseudo cross-validation starts, got None"):
         make(tmp_path, vit(), image_rows([0, 2, 3, 5] * 8)).fit_calibrator("pcv")
+
+
+def test_pseudo_models_know_their_own_classes_and_the_same_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers: list[PartialTuneTrainer] = []
+    train = PartialTuneTrainer.train
+    losses = []
+
+    def record(trainer: PartialTuneTrainer, *args: Any, **kwargs: Any) -> Any:
+        trainers.append(trainer)
+        return train(trainer, *args, **kwargs)
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        losses.append(len(labels))
+        return nn.functional.cross_entropy(outputs["logits"], labels)
+
+    monkeypatch.setattr(PartialTuneTrainer, "train", record)
+    options: dict[str, Any] = {"method": "lolsgd", "workers": 2, "rounds": 2, "drop": 2, "eval_on_start": True}
+    model, source = vit(), vit()
+    trainer = PartialTuneTrainer(
+        model,
+        arguments(tmp_path, **options),
+        partition=PARTITION,
+        source_model=source,
+        train_dataset=image_rows([0, 2, 3, 5] * 8),
+        eval_dataset=SEEN_ROWS,
+        compute_loss_func=loss,
+    )
+    splits = trainer.fit_calibrator("pcv", num_splits=2).estimate.details["splits"]
+    assert [list(one.partition.seen) for one in trainers] == [sorted(split["seen"]) for split in splits]
+    assert [one._drop for one in trainers] == [1, 1]  # 2 of 4 classes: 1 of 2
+    assert len(losses) == 2 * 2 * 4  # splits, workers, steps
+    assert trainer.args.eval_on_start
+    assert not any(one.args.eval_on_start for one in trainers)
+
+
+def test_an_optimizer_that_cannot_be_made_anew_is_refused(tmp_path: Path) -> None:
+    model = vit()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = PartialTuneTrainer(
+        model,
+        arguments(tmp_path),
+        partition=PARTITION,
+        source_model=vit(),
+        train_dataset=image_rows([0, 2, 3, 5] * 8),
+        optimizers=(optimizer, None),
+    )
+    with pytest.raises(ValueError, match="got `optimizers=`"):
+        trainer.fit_calibrator("pcv")
 
 
 def test_metrics_of_the_trainer_are_those_of_the_whole_logits(tmp_path: Path) -> None:

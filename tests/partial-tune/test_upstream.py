@@ -10,7 +10,15 @@ from torch.utils.data import DataLoader, RandomSampler
 from transformers import Trainer, ViTConfig
 
 from partial_tune.running import build_eval_loader, evaluating, split_batch
-from partial_tune.upstream import change_logits, find_head, get_base_model, get_logits, move_to, read_id2label
+from partial_tune.upstream import (
+    change_logits,
+    find_head,
+    get_base_model,
+    get_logits,
+    is_sharded,
+    move_to,
+    read_id2label,
+)
 from support.partial_models import Family, build_lora_vit, build_vit
 
 
@@ -66,11 +74,33 @@ def test_outputs_without_logits_are_refused() -> None:
         change_logits([torch.zeros(1)], lambda logits, dim: logits, nn.Identity(), (), {})
 
 
-@pytest.mark.parametrize(
-    "name", ["_init_training_state", "_finalize_training", "_maybe_log_save_evaluate", "_clip_grad_norm", "_tr_loss"]
-)
-def test_trainer_has_the_internals_of_the_lolsgd_loop(name: str) -> None:
-    assert hasattr(Trainer, name) or f"self.{name}" in inspect.getsource(Trainer)
+METHODS = ("_clip_grad_norm", "_finalize_training", "_get_collator_with_removed_columns", "_init_training_state")
+METHODS += ("_maybe_log_save_evaluate", "_remove_unused_columns", "compute_loss_context_manager")
+METHODS += ("create_optimizer_and_scheduler",)
+ATTRIBUTES = ("_created_lr_scheduler", "_globalstep_last_logged", "_initial_global_step", "_total_loss_scalar")
+ATTRIBUTES += ("_tr_loss", "callback_handler", "compute_loss_func", "current_gradient_accumulation_steps")
+ATTRIBUTES += ("is_deepspeed_enabled", "is_fsdp_enabled", "model_accepts_loss_kwargs", "optimizer_cls_and_kwargs")
+
+
+@pytest.mark.parametrize("name", [*METHODS, *ATTRIBUTES])
+def test_trainer_has_what_ours_uses_of_it(name: str) -> None:
+    assert hasattr(Trainer, name) if name in METHODS else f"self.{name} " in inspect.getsource(Trainer)
+
+
+def test_modules_keep_their_hooks_where_detach_looks_for_them() -> None:
+    model = nn.Linear(2, 2)
+    handle = model.register_forward_hook(lambda *args: None, with_kwargs=True)
+    assert list(model._forward_hooks) == list(model._forward_hooks_with_kwargs) == [handle.id]
+
+
+def test_sharding_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    assert not is_sharded()
+    for kind in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        monkeypatch.setitem(PartialState._shared_state, "distributed_type", kind)
+        assert is_sharded()
 
 
 def test_trainer_hands_its_loop_these_arguments() -> None:

@@ -67,11 +67,23 @@ def build_llama() -> nn.Module:
     return LlamaForSequenceClassification(LlamaConfig(intermediate_size=16, **TEXT, **LABELS))
 
 
-def build_lora_vit(**options: Any) -> nn.Module:
+def add_lora(model: nn.Module, **options: Any) -> nn.Module:
     from peft import LoraConfig, get_peft_model
 
-    settings = {"r": 2, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"], **options}
-    return get_peft_model(build_vit(), LoraConfig(**settings))
+    return get_peft_model(model, LoraConfig(**{"r": 2, **options}))
+
+
+def build_lora_vit(**options: Any) -> nn.Module:
+    settings = {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["classifier"]}
+    return add_lora(build_vit(), **{**settings, **options})
+
+
+def build_lora_bert() -> nn.Module:
+    return add_lora(build_bert(), target_modules=["query"], modules_to_save=["classifier"], init_lora_weights=False)
+
+
+def build_lora_llama() -> nn.Module:
+    return add_lora(build_llama(), target_modules=["q_proj"], modules_to_save=["score"], init_lora_weights=False)
 
 
 def image_inputs(count: int = 5, size: int = 8) -> dict[str, torch.Tensor]:
@@ -98,6 +110,8 @@ FAMILIES = {
     "bert": lambda: Family("bert", build_bert(), text_inputs()),
     "llama": lambda: Family("llama", build_llama(), text_inputs(), has_bias=False),
     "lora_vit": lambda: Family("lora_vit", build_lora_vit(), image_inputs()),
+    "lora_bert": lambda: Family("lora_bert", build_lora_bert(), text_inputs()),
+    "lora_llama": lambda: Family("lora_llama", build_lora_llama(), text_inputs(), has_bias=False),
 }
 
 

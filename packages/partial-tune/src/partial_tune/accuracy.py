@@ -2,15 +2,18 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from partial_tune.functional import harmonic_mean
 from partial_tune.partition import ClassPartition
 from partial_tune.validation import check_labels, check_logits
 
 logger = logging.getLogger(__name__)
+Average = Literal["micro", "macro"]
 
 
 def group_accuracies(
@@ -20,13 +23,13 @@ def group_accuracies(
     *,
     gamma: float = 0.0,
     top_k: int = 1,
-    average: str = "micro",
+    average: Average = "micro",
 ) -> dict[str, float | None]:
     """Returns the accuracies of samples of one group, their class chosen among the classes of one group.
 
     `"U/Y"` is the accuracy on samples of absent classes with all classes to choose from (is the deployed model
     usable?), `"U/U"` with the absent classes only (are relations among absent classes kept?). Of equal logits the
-    lowest id wins.
+    lowest id wins; a class whose logit is -inf is never predicted.
 
     Args:
         logits (`torch.Tensor` or `numpy.ndarray` of shape `(N, C)`): logits of all classes.
@@ -56,7 +59,7 @@ def group_accuracies(
 
     ```
     """
-    if average not in ("micro", "macro"):
+    if average not in get_args(Average):
         raise ValueError(f'Expected `average` to be "micro" or "macro", got {average!r}.')
     if not 1 <= top_k <= partition.num_classes:
         raise ValueError(f"Expected `top_k` from 1 to the {partition.num_classes} classes, got {top_k}.")
@@ -77,12 +80,12 @@ def group_accuracies(
         found[f"{asked}/{asked}"] = _accuracy(logits, labels, ids, ids, top_k, average)
     if empty := [key for key, value in found.items() if value is None]:
         logger.warning("There are no samples for %s: None, not an accuracy.", ", ".join(empty))
-    found["H"] = _harmonic(found["S/Y"], found["U/Y"])
+    found["H"] = harmonic_or_none(found["S/Y"], found["U/Y"])
     return found
 
 
 def _accuracy(
-    logits: Tensor, labels: Tensor, asked: Sequence[int], among: Sequence[int], top_k: int, average: str
+    logits: Tensor, labels: Tensor, asked: Sequence[int], among: Sequence[int], top_k: int, average: Average
 ) -> float | None:
     """Share of samples with a label in `asked` whose label is among the best of the classes `among`."""
     rows = torch.isin(labels, torch.tensor(asked, device=labels.device))
@@ -93,17 +96,19 @@ def _accuracy(
     # `topk` orders ties as it likes: count what is better, or equal with a lower id.
     own = group.gather(1, (ids[None] == target[:, None]).int().argmax(dim=1, keepdim=True))
     is_better = (group > own) | ((group == own) & (ids[None] < target[:, None]))
-    is_right = (is_better.sum(dim=1) < top_k).double()
+    is_right = ((is_better.sum(dim=1) < top_k) & (own[:, 0] > -torch.inf)).cpu().double()
     if average == "micro":
         return float(is_right.mean())
+    target = target.cpu()
     per_class = [is_right[target == index].mean() for index in target.unique()]
     return float(torch.stack(per_class).mean())
 
 
-def _harmonic(seen: float | None, absent: float | None) -> float | None:
+def harmonic_or_none(seen: float | None, absent: float | None) -> float | None:
+    """Returns the harmonic mean of two accuracies, None if one of them is."""
     if seen is None or absent is None:
         return None
-    return 2 * seen * absent / (seen + absent) if seen + absent else 0.0
+    return float(harmonic_mean(np.float64(seen), np.float64(absent)))
 
 
 def format_accuracies(rows: Mapping[str, Mapping[str, float | None]]) -> str:

@@ -1,14 +1,14 @@
 """The options of [`PartialTuneTrainer`]."""
 
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 from transformers import TrainingArguments
 
 from partial_tune.lolsgd import LoraAverage
 from partial_tune.regularization import BatchNormPolicy
 
-METHODS = ("finetune", "frozen_head", "lp_ft", "lolsgd")
+Method = Literal["finetune", "frozen_head", "lp_ft", "lolsgd"]
 
 
 @dataclass
@@ -18,7 +18,7 @@ class PartialTuneArguments(TrainingArguments):
     Args:
         method (`str`, defaults to `"finetune"`):
             `"finetune"` trains everything, `"frozen_head"` all but the head, `"lp_ft"` the head first and then
-            everything, `"lolsgd"` local models that each leave out some classes, averaged in rounds.
+            everything (in one process), `"lolsgd"` local models that each leave out some classes, averaged in rounds.
         workers (`int`, defaults to 10): local models of LOLSGD in a round.
         rounds (`int`, defaults to 10): rounds of LOLSGD. Each worker takes all steps that fine-tuning takes, over all
             rounds.
@@ -46,11 +46,11 @@ class PartialTuneArguments(TrainingArguments):
     ```
     """
 
-    method: str = field(default="finetune", metadata={"help": "finetune, frozen_head, lp_ft or lolsgd"})
+    method: Method = field(default="finetune", metadata={"help": "finetune, frozen_head, lp_ft or lolsgd"})
     workers: int = field(default=10, metadata={"help": "local models of LOLSGD in a round"})
     rounds: int = field(default=10, metadata={"help": "rounds of LOLSGD"})
     drop: int | None = field(default=None, metadata={"help": "classes that a worker leaves out"})
-    lora_average: str = field(default="freeze_a", metadata={"help": "freeze_a, svd or naive"})
+    lora_average: LoraAverage = field(default="freeze_a", metadata={"help": "freeze_a, svd or naive"})
     probe_ratio: float = field(
         default=0.5, metadata={"help": "share of the steps that train the head only, for lp_ft"}
     )
@@ -58,11 +58,13 @@ class PartialTuneArguments(TrainingArguments):
     distill_temperature: float = field(default=1.0, metadata={"help": "temperature of the selective distillation"})
     distill_warmup_ratio: float = field(default=0.1, metadata={"help": "share of the steps until the full weight"})
     rank_weight: float = field(default=0.0, metadata={"help": "weight of the feature-rank regulariser"})
-    bn: str = field(default="train", metadata={"help": "train, freeze_stats, freeze_all, stats_only or affine_only"})
+    bn: BatchNormPolicy = field(
+        default="train", metadata={"help": "train, freeze_stats, freeze_all, stats_only or affine_only"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[no-untyped-call]
-        choices = {"method": METHODS, "lora_average": get_args(LoraAverage), "bn": get_args(BatchNormPolicy)}
+        choices = {"method": get_args(Method), "lora_average": get_args(LoraAverage), "bn": get_args(BatchNormPolicy)}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"Expected `{name}` to be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")

@@ -5,12 +5,12 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,12 +23,12 @@ from partial_tune.attachment import (
     hooks_of,
     read_mark,
 )
-from partial_tune.files import write_json, write_tensors
-from partial_tune.fitting import collect_gaps, collect_sweep, run_splits
+from partial_tune.files import read_array, write_json, write_tensors
+from partial_tune.fitting import collect_absent_gaps, collect_gaps, collect_sweep, run_splits
 from partial_tune.gamma import GammaEstimate, choose_by_oracle, combine_splits, match_absent_rate
 from partial_tune.partition import ClassPartition
 from partial_tune.result import Criterion
-from partial_tune.running import build_eval_loader, collect
+from partial_tune.running import build_eval_loader
 from partial_tune.upstream import find_head, get_base_model
 
 logger = logging.getLogger(__name__)
@@ -115,9 +115,10 @@ class LogitCalibrator:
                 - `"source_match"`: the share `prior` of target samples is predicted as absent;
                 - `"oracle"`: the best offset by `criterion`, on labels of absent classes;
                 - a number: that number.
-            criterion (`str`, defaults to `"overall"`), value (`float`, *optional*): as in
-            `SweepResult.operating_point`. prior (`float`, *optional*): share of absent classes among the samples, for
-            `"source_match"`. fine_tune (`Callable`, *optional*):
+            criterion (`str`, defaults to `"overall"`): as in `SweepResult.operating_point`.
+            value (`float`, *optional*): as in `SweepResult.operating_point`.
+            prior (`float`, *optional*): share of absent classes among the samples, for `"source_match"`.
+            fine_tune (`Callable`, *optional*):
                 For pseudo cross-validation: takes a part of `loader.dataset` and returns a fresh copy of the source
                 model, fine-tuned on it with the same recipe.
             num_splits (`int`, defaults to 3), seed (`int`, defaults to 0): of pseudo cross-validation.
@@ -139,7 +140,7 @@ class LogitCalibrator:
                 raise ValueError(
                     'Expected `prior`, the share of absent classes, for `method="source_match"`, got None.'
                 )
-            estimate = match_absent_rate(collect(model, loader)[0], partition, prior)
+            estimate = match_absent_rate(collect_absent_gaps(model, loader, partition), prior)
         else:
             estimate = collect_gaps(model, loader, partition)
         if method in ("pcv", "pcv_ratio"):
@@ -147,6 +148,8 @@ class LogitCalibrator:
                 raise ValueError(f"Expected `fine_tune` and a `DataLoader` for `method={method!r}`.")
             splits = run_splits(loader, partition, fine_tune, num_splits, seed, criterion, value)
             estimate = combine_splits(splits, estimate, ratio=method == "pcv_ratio")
+            asked = {"seed": seed, "operating_point": {"criterion": criterion, "value": value}}
+            estimate = replace(estimate, details={**estimate.details, **asked})
         return cls(partition, estimate.gamma, estimate)
 
     def calibrate(self, logits: Tensor, candidates: Sequence[str] | None = None) -> Tensor:
@@ -166,16 +169,20 @@ class LogitCalibrator:
                 warning.
 
         Raises:
-            ValueError: if the model is folded or attached to another calibrator, or its classes differ.
+            ValueError: if the model is folded or attached to another calibrator or with other candidates, or its
+                classes differ.
         """
         base = get_base_model(model)
         scope = ExitStack()
-        if any(hook.owner is self for hook in hooks_of(base)):
+        offset = self._offset_for(candidates)
+        if mine := [hook for hook in hooks_of(base) if hook.owner is self]:
+            if not torch.equal(mine[0].offset, offset):
+                raise ValueError("Expected the candidates with which this calibrator is attached; detach it first.")
             return scope  # whoever attached it detaches it
         check_uncalibrated(base)
         if candidates is None:
             check_labels_of(base, self.partition)
-        hook = LogitHook(self, self._offset_for(candidates))
+        hook = LogitHook(self, offset)
         base.register_forward_hook(hook, with_kwargs=True)
         self._mark(base, folded=False)
         scope.callback(self.detach, base)
@@ -215,7 +222,8 @@ class LogitCalibrator:
         """
         base = get_base_model(model)
         mark = read_mark(base)
-        if not mark.get("folded") or mark.get("gamma") != self.gamma or mark.get("labels") != self.partition.hash:
+        same = all(mark.get(key) == value for key, value in self._describe_mark(folded=True).items())
+        if not same:
             raise ValueError(f"Expected a model with this calibrator folded in ({self!r}), got {mark or 'none'}.")
         self._add_to_bias(model, -self.gamma)
         self._unmark(base)
@@ -243,9 +251,13 @@ class LogitCalibrator:
         return torch.tensor([known.get(name, 0.0) for name in candidates])
 
     def _mark(self, base: nn.Module, *, folded: bool) -> None:
-        owner = getattr(base, "config", base)
-        mark = {"version": FORMAT_VERSION, "method": self.estimate.method, "gamma": self.gamma, "folded": folded}
-        setattr(owner, MARK, {**mark, "absent": list(self.partition.absent), "labels": self.partition.hash})
+        mark = {**self._describe_mark(folded=folded), "version": FORMAT_VERSION, "method": self.estimate.method}
+        setattr(getattr(base, "config", base), MARK, mark)
+
+    def _describe_mark(self, *, folded: bool) -> dict[str, Any]:
+        """What tells one calibration of a model from another."""
+        absent = list(self.partition.absent)
+        return {"gamma": self.gamma, "absent": absent, "labels": self.partition.hash, "folded": folded}
 
     def _unmark(self, base: nn.Module) -> None:
         owner = getattr(base, "config", base)
@@ -303,12 +315,15 @@ class LogitCalibrator:
             paths = [
                 Path(hf_hub_download(str(name_or_path), name, **hub_kwargs)) for name in (JSON_NAME, TENSORS_NAME)
             ]
-        return cls._from_files(json.loads(paths[0].read_text(encoding="utf-8")), load_file(paths[1])["offset"])
+        return cls._from_files(json.loads(paths[0].read_text(encoding="utf-8")), read_array(paths[1], "offset"))
 
     @classmethod
     def _from_files(cls, values: dict[str, Any], offset: Tensor) -> "LogitCalibrator":
         if values.get("version") != FORMAT_VERSION:
             raise ValueError(f"Expected a calibrator of version {FORMAT_VERSION}, got {values.get('version')!r}.")
+        needed = {"names", "seen", "absent", "gamma", "method", "uses_absent_labels", "fit"}
+        if missing := sorted(needed - set(values)):
+            raise ValueError(f"Expected {', '.join(missing)} in {JSON_NAME}; save it anew with `save_pretrained`.")
         names, fit = values["names"], values["fit"]
         seen, absent = ([names.index(name) for name in values[group]] for group in ("seen", "absent"))
         estimate = GammaEstimate(

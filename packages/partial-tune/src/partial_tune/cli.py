@@ -2,18 +2,36 @@
 
 import argparse
 import json
+import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from partial_tune.accuracy import group_accuracies
 from partial_tune.calibrator import METHODS, LogitCalibrator
 from partial_tune.files import read_array, write_json, write_tensors
-from partial_tune.gamma import average_logit_gap, choose_by_oracle, match_absent_rate
+from partial_tune.fitting import require_labels
 from partial_tune.partition import ClassPartition
-from partial_tune.sweep import SweepState, seen_absent_sweep
+from partial_tune.running import collect
+from partial_tune.sweep import seen_absent_sweep
+
+Inputs = tuple[nn.Module, Iterable[Any], ClassPartition]
+# Of a model folder, what `save_pretrained` writes anew and what a training leaves behind is not copied.
+NOT_COPIED = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.index.json",
+    "trainer_state.json",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,8 +41,6 @@ def build_parser() -> argparse.ArgumentParser:
     fit = commands.add_parser("fit", help="choose the offset and save a calibrator")
     fit.add_argument("--method", default="alg", help="alg, source_match, oracle, or a number (default: alg)")
     fit.add_argument("--prior", type=float, help="share of absent classes, for source_match")
-    fit.add_argument("--model", type=Path, help="model folder, instead of --logits; needs --data")
-    fit.add_argument("--data", type=Path, help="image folder (one subfolder for each class name), for --model")
     fit.add_argument("--out", type=Path, required=True, help="folder of the calibrator")
     apply = commands.add_parser("apply", help="apply a calibrator to a model folder, or to logits")
     apply.add_argument("calibrator", type=Path, help="folder of the calibrator")
@@ -41,6 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     for command in (fit, apply, sweep, report):
         command.add_argument("--logits", type=Path, help=".npy or .safetensors (tensor `logits`), shape (N, C)")
     for command in (fit, sweep, report):
+        command.add_argument("--model", type=Path, help="image classifier's folder, instead of --logits; needs --data")
+        command.add_argument("--data", type=Path, help="image folder (one subfolder for each class name), for --model")
         command.add_argument("--labels", type=Path, help=".npy or .safetensors (tensor `labels`), shape (N,)")
         command.add_argument("--partition", type=Path, help="JSON file of a ClassPartition")
     return parser
@@ -61,10 +79,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _require(args: argparse.Namespace, *names: str) -> list[Path]:
+def _require(args: argparse.Namespace, *names: str) -> None:
     if missing := [f"--{name}" for name in names if getattr(args, name) is None]:
         raise ValueError(f"Expected {' and '.join(missing)}.")
-    return [getattr(args, name) for name in names]
 
 
 def _read_partition(path: Path) -> ClassPartition:
@@ -77,20 +94,20 @@ def _read_calibrator(path: Path) -> LogitCalibrator:
     return LogitCalibrator.from_pretrained(path)
 
 
-def _read_inputs(args: argparse.Namespace) -> tuple[Any, Any, ClassPartition]:
-    logits, labels, partition = _require(args, "logits", "labels", "partition")
-    return read_array(logits, "logits"), read_array(labels, "labels"), _read_partition(partition)
-
-
 def run_fit(args: argparse.Namespace) -> dict[str, Any]:
     """Fits a calibrator and saves it; returns its summary."""
     method = args.method if args.method in METHODS else _number(args.method)
-    if args.model is not None:
-        calibrator = fit_model_folder(args, method)
-    elif isinstance(method, float):
-        calibrator = LogitCalibrator(_read_partition(_require(args, "partition")[0]), method)
+    if method in ("pcv", "pcv_ratio"):
+        raise ValueError(f"Expected a method that needs no training on the command line, got {method!r}; use Python.")
+    if isinstance(method, float) and args.model is None:
+        _require(args, "partition")
+        calibrator = LogitCalibrator(_read_partition(args.partition), method)
     else:
-        calibrator = fit_logits(args, method)
+        if args.model is None:
+            inputs = read_saved(args, needs_labels=method != "source_match")
+        else:
+            inputs = read_model_folder(args, needs_partition=False)
+        calibrator = LogitCalibrator.fit(*inputs, method, prior=args.prior)
     calibrator.save_pretrained(args.out)
     return calibrator.to_dict()
 
@@ -102,38 +119,31 @@ def _number(text: str) -> float:
         raise ValueError(f"Expected --method to be a number or one of {', '.join(METHODS)}, got {text!r}.") from None
 
 
-def fit_logits(args: argparse.Namespace, method: str) -> LogitCalibrator:
-    """Fits on saved logits."""
-    if method == "source_match":
-        if args.prior is None:
-            raise ValueError("Expected --prior for source_match.")
-        logits, path = _require(args, "logits", "partition")
-        partition = _read_partition(path)
-        estimate = match_absent_rate(read_array(logits, "logits"), partition, args.prior)
-    elif method in ("alg", "oracle"):
-        logits, labels, partition = _read_inputs(args)
-        if method == "alg":
-            estimate = average_logit_gap(logits, labels, partition)
-        else:
-            state = SweepState(partition)
-            state.update(logits, labels)
-            estimate = choose_by_oracle(state, "overall", None)
-    else:
-        raise ValueError(f"Expected a method that needs no training on the command line, got {method!r}; use Python.")
-    return LogitCalibrator(partition, estimate.gamma, estimate)
+def read_saved(args: argparse.Namespace, *, needs_labels: bool = True) -> Inputs:
+    """Returns the saved logits and labels, as a model that passes them through and one batch."""
+    _require(args, "logits", *(["labels"] if needs_labels else []), "partition")
+    batch: Any = torch.as_tensor(read_array(args.logits, "logits"))
+    if needs_labels:
+        batch = (batch, torch.as_tensor(read_array(args.labels, "labels")))
+    return nn.Identity(), [batch], _read_partition(args.partition)
 
 
-def fit_model_folder(args: argparse.Namespace, method: str | float) -> LogitCalibrator:
-    """Fits an image classifier of a folder on an image folder whose subfolders are named like its classes."""
+def read_model_folder(args: argparse.Namespace, *, needs_partition: bool) -> Inputs:
+    """Returns an image classifier, batches of an image folder whose subfolders are named like its classes, and groups.
+
+    Without --partition the classes of the folder are the seen ones.
+    """
     import datasets
     from torch.utils.data import DataLoader
     from transformers import AutoImageProcessor, AutoModelForImageClassification
     from transformers.utils.logging import tqdm
 
-    model_folder, data_folder = _require(args, "model", "data")
-    model = AutoModelForImageClassification.from_pretrained(model_folder)
-    processor = AutoImageProcessor.from_pretrained(model_folder)
-    images = datasets.load_dataset("imagefolder", data_dir=str(data_folder), split="train")
+    _require(args, "model", "data", *(["partition"] if needs_partition else []))
+    model = AutoModelForImageClassification.from_pretrained(args.model)
+    processor = AutoImageProcessor.from_pretrained(args.model)
+    images = datasets.load_dataset("imagefolder", data_dir=str(args.data), split="train")
+    if "label" not in images.features:
+        raise ValueError(f"Expected one subfolder of images for each class in {args.data}, got images without class.")
     names = images.features["label"].names
     ids = {name: index for index, name in model.config.id2label.items()}
     if unknown := sorted(set(names) - set(ids)):
@@ -147,8 +157,14 @@ def fit_model_folder(args: argparse.Namespace, method: str | float) -> LogitCali
         return {**inputs, "labels": torch.tensor([ids[names[row["label"]]] for row in rows])}
 
     loader = DataLoader(images, batch_size=32, collate_fn=collate)
-    batches = tqdm(loader, desc="images")
-    return LogitCalibrator.fit(model, batches, partition, method, prior=args.prior)
+    return model, tqdm(loader, desc="images"), partition
+
+
+def _read_logits(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor, ClassPartition]:
+    inputs = read_saved(args) if args.model is None else read_model_folder(args, needs_partition=True)
+    model, loader, partition = inputs
+    logits, labels, _ = collect(model, loader)
+    return logits, require_labels(labels), partition
 
 
 def run_apply(args: argparse.Namespace) -> dict[str, Any]:
@@ -166,8 +182,6 @@ def run_apply(args: argparse.Namespace) -> dict[str, Any]:
 
 def apply_to_folder(calibrator: LogitCalibrator, source: Path, out: Path) -> None:
     """Writes a copy of a model folder with the offset in the bias of the head, and the calibrator beside it."""
-    import shutil
-
     from transformers import AutoConfig, AutoModelForImageClassification, AutoModelForSequenceClassification
 
     if out.exists():
@@ -181,15 +195,15 @@ def apply_to_folder(calibrator: LogitCalibrator, source: Path, out: Path) -> Non
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
     calibrator.save_pretrained(part)
-    for path in sorted(source.glob("*.json")) + sorted(source.glob("*.txt")):  # processor and tokenizer
-        if not (part / path.name).exists():
+    for path in sorted(source.iterdir()):  # processor, tokenizer, chat template
+        if path.is_file() and not (part / path.name).exists() and not any(map(path.match, NOT_COPIED)):
             shutil.copy(path, part / path.name)
     part.replace(out)
 
 
 def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the summary of a sweep."""
-    result = seen_absent_sweep(*_read_inputs(args))
+    result = seen_absent_sweep(*_read_logits(args))
     summary = result.to_dict(gammas=[0.0] if args.gamma is None else [0.0, args.gamma])
     if args.bootstrap:
         summary["bootstrap"] = result.bootstrap(args.bootstrap)
@@ -198,7 +212,7 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_report(args: argparse.Namespace) -> dict[str, Any]:
     """Returns the accuracies without and with an offset, and draws the curve if asked."""
-    logits, labels, partition = _read_inputs(args)
+    logits, labels, partition = _read_logits(args)
     gamma = args.gamma
     if args.calibrator is not None:
         calibrator = _read_calibrator(args.calibrator)

@@ -18,6 +18,12 @@ from partial_tune.upstream import find_head
 
 Z = 1.96  # of a 95 percent interval
 MARGIN = 0.02  # smaller differences are not worth a verdict
+ADVICE = {
+    "bias": "calibrate: one offset repairs it",
+    "features": "an offset does not help: train more gently, or on more classes",
+    "both": "calibrate, and train more gently",
+    "none": "nothing to repair",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +87,12 @@ def diagnose(
     """Returns whether absent classes suffer from a bias, which one offset repairs, or from features that got worse.
 
     Bias: their accuracy among all classes (U/Y) is far below what the best offset gives. Features: their accuracy
-    among themselves (U/U) and with nearest class means is below the source model's. An analysis: it needs labels of
-    all classes.
+    among themselves (U/U) is below the source model's. Nearest-class-mean accuracies are reported beside, and decide
+    nothing. An analysis: it needs labels of all classes.
 
     Args:
-        source_model, tuned_model (`nn.Module`): before and after fine-tuning, not calibrated.
+        source_model, tuned_model (`nn.Module`):
+            Before and after fine-tuning, not calibrated, with a linear head that sees one vector of each sample.
         loader (`Iterable`): labelled batches of all classes of the target domain.
         partition (`ClassPartition`): the classes.
         reference_loader (`Iterable`, *optional*):
@@ -93,7 +100,7 @@ def diagnose(
             class) is classified with the means of the other.
 
     Raises:
-        ValueError: if there are no samples of absent or of seen classes.
+        ValueError: if there are no samples of absent or of seen classes, or a head sees every token.
 
     Example:
 
@@ -121,21 +128,12 @@ def diagnose(
     pairs = ((tuned["absent_at_gamma_star"], tuned["U/Y"]), (source["U/U"], tuned["U/U"]))
     rates = np.array([((one or 0.0) + (other or 0.0)) / 2 for one, other in pairs])
     margin = max(MARGIN, Z * float(np.sqrt(2 * rates * (1 - rates) / counts[1]).max()))
-    has_bias, has_feature_loss = bias_loss > margin, feature_loss > margin
-    verdict = {(True, True): "both", (True, False): "bias", (False, True): "features"}.get(
-        (has_bias, has_feature_loss), "none"
-    )
-    advice = {
-        "bias": "calibrate: one offset repairs it",
-        "features": "an offset does not help: train more gently, or on more classes",
-        "both": "calibrate, and train more gently",
-        "none": "nothing to repair",
-    }[verdict]
+    verdict = decide(bias_loss, feature_loss, margin)
     before, after = ({name: 100 * (value or 0.0) for name, value in row.items()} for row in (source, tuned))
     reason = (
         f"absent accuracy {after['U/Y']:.1f} %, {after['absent_at_gamma_star']:.1f} % at the best offset; within "
         f"absent classes {before['U/U']:.1f} -> {after['U/U']:.1f} %, nearest class mean {before['ncm_absent']:.1f} "
-        f"-> {after['ncm_absent']:.1f} %; {advice}"
+        f"-> {after['ncm_absent']:.1f} %; {ADVICE[verdict]}"
     )
     return Diagnosis(
         verdict=verdict,
@@ -149,6 +147,13 @@ def diagnose(
     )
 
 
+def decide(bias_loss: float, feature_loss: float, margin: float) -> str:
+    """Returns the verdict: which of the two losses are above the margin."""
+    if bias_loss > margin:
+        return "both" if feature_loss > margin else "bias"
+    return "features" if feature_loss > margin else "none"
+
+
 def _number(values: dict[str, float | None], name: str) -> float:
     return values[name] or 0.0
 
@@ -160,7 +165,6 @@ def _describe(
     logits, labels, features = collect(model, loader, head)
     if labels is None:
         raise ValueError("Expected batches with `labels`, got none.")
-    features = features.flatten(1)
     result = seen_absent_sweep(logits, labels, partition)
     if reference_loader is None:
         scores = _cross_scores(features, labels, partition.num_classes)
@@ -168,7 +172,7 @@ def _describe(
         _, reference_labels, reference = collect(model, build_eval_loader(reference_loader), head)
         if reference_labels is None:
             raise ValueError("Expected batches with `labels` in `reference_loader`, got none.")
-        scores = ncm_scores(features, reference.flatten(1), reference_labels, partition.num_classes)
+        scores = ncm_scores(features, reference, reference_labels, partition.num_classes)
     found = group_accuracies(logits, labels, partition)
     probe = group_accuracies(scores, labels, partition)
     found |= {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,12 +29,18 @@ def read_array(path: Path, name: str) -> Any:
     """Returns one array of a file: the only one of an `.npy`, that called `name` of a `.safetensors`.
 
     Raises:
-        ValueError: for another kind of file, a file with pickled objects, or one without that name.
+        ValueError: for another kind of file, a damaged one, one with pickled objects, or one without that name.
     """
     if path.suffix == ".npy":
-        return np.load(path, allow_pickle=False)
+        try:
+            return np.load(path, allow_pickle=False)
+        except EOFError as error:
+            raise ValueError(f"Expected an array in {path}, got an empty file.") from error
     if path.suffix == ".safetensors":
-        tensors = load_file(path)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"Expected tensors in {path}, got a damaged file ({error}).") from error
         if name not in tensors:
             raise ValueError(f"Expected a tensor {name!r} in {path}, got {', '.join(tensors) or 'none'}.")
         return tensors[name]

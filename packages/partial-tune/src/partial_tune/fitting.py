@@ -3,15 +3,18 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler, Subset
 
+from partial_tune.functional import FloatArray, reduce_logits
 from partial_tune.gamma import GammaEstimate, GapCollector, PseudoSplit, run_pseudo_split
 from partial_tune.partition import ClassPartition
 from partial_tune.result import Criterion
 from partial_tune.running import collect, iter_logits, split_batch
 from partial_tune.sweep import SweepState
+from partial_tune.validation import check_logits
 
 
 def collect_sweep(model: nn.Module, loader: Iterable[Any], partition: ClassPartition) -> SweepState:
@@ -28,6 +31,18 @@ def collect_gaps(model: nn.Module, loader: Iterable[Any], partition: ClassPartit
     for logits, labels in iter_logits(model, loader):
         collector.update(logits, require_labels(labels))
     return collector.estimate()
+
+
+def collect_absent_gaps(model: nn.Module, loader: Iterable[Any], partition: ClassPartition) -> FloatArray:
+    """Returns the largest seen minus the largest absent logit of each sample of a loader, with labels or without."""
+    gaps = []
+    for batch, _ in iter_logits(model, loader):
+        logits = check_logits(batch, partition)
+        nothing = torch.zeros(len(logits), dtype=torch.long)  # labels, which the gap does not depend on
+        gaps.append(reduce_logits(logits, nothing, partition.absent_mask).gap.cpu().numpy())
+    if not gaps:
+        raise ValueError("Expected at least one batch, got an empty loader.")
+    return np.concatenate(gaps)
 
 
 def require_labels(labels: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 FloatArray = NDArray[np.float64]
+NO_FLOAT64 = ("mps",)  # device types without it: what is reduced goes on on the CPU
 MAX_CHUNK_ELEMENTS = 1 << 22  # of logits copied at once: memory does not grow with N or C
 
 
@@ -61,7 +62,7 @@ def reduce_logits(logits: Tensor, labels: Tensor, absent_mask: Tensor) -> Reduce
         absent_mask (`torch.Tensor` of shape `(C,)`): boolean.
 
     Returns:
-        `ReducedLogits`: on the device of `logits`.
+        `ReducedLogits`: on the device of `logits`, or on the CPU if that device has no float64.
     """
     device = logits.device
     mask = absent_mask.to(device)
@@ -75,14 +76,23 @@ def reduce_logits(logits: Tensor, labels: Tensor, absent_mask: Tensor) -> Reduce
         torch.cat(parts) for parts in zip(*((*seen, *absent) for seen, absent in pieces), strict=True)
     )
     labels = labels.to(device)
-    gap = seen_value.double() - absent_value.double()
     return ReducedLogits(
-        gap=gap,
-        seen_correct=(seen_id == labels) & (seen_value > -torch.inf),
-        absent_correct=(absent_id == labels) & (absent_value > -torch.inf),
-        is_absent=mask[labels],
-        seen_first=seen_id < absent_id,
+        gap=to_float64(seen_value) - to_float64(absent_value),
+        seen_correct=keep_device((seen_id == labels) & (seen_value > -torch.inf)),
+        absent_correct=keep_device((absent_id == labels) & (absent_value > -torch.inf)),
+        is_absent=keep_device(mask[labels]),
+        seen_first=keep_device(seen_id < absent_id),
     )
+
+
+def keep_device(values: Tensor) -> Tensor:
+    """Returns a tensor where its float64 companions can be: on its device, or on the CPU."""
+    return values.cpu() if values.device.type in NO_FLOAT64 else values
+
+
+def to_float64(values: Tensor) -> Tensor:
+    """Returns a tensor in float64, on its device, or on the CPU if that has none."""
+    return keep_device(values).double()
 
 
 def _best(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,6 +130,12 @@ def sweep_curve(
     # After the first k breakpoints the k lost ones are wrong: sum what is still to come, to end at an exact zero.
     still_right = np.concatenate([np.cumsum(lost[::-1])[::-1], [0.0]])
     return SweepCurve(breakpoints, always_seen + still_right, always_absent + np.concatenate([[0.0], np.cumsum(won)]))
+
+
+def harmonic_mean(seen_accuracy: FloatArray, absent_accuracy: FloatArray) -> FloatArray:
+    """Returns 2 seen absent / (seen + absent), element by element; 0 where both are 0."""
+    total = np.asarray(seen_accuracy + absent_accuracy)
+    return np.divide(2 * seen_accuracy * absent_accuracy, total, out=np.zeros_like(total), where=total > 0)
 
 
 def ausuc_by_trapezoids(seen_accuracy: FloatArray, absent_accuracy: FloatArray) -> float:
@@ -208,7 +224,8 @@ def logit_gaps(logits: Tensor, labels: Tensor, seen_mask: Tensor, absent_mask: T
     Returns:
         `torch.Tensor` of shape `(N,)`: float64.
     """
-    logits = logits.double()
+    logits = to_float64(logits)
+    labels, seen_mask, absent_mask = (values.to(logits.device) for values in (labels, seen_mask, absent_mask))
     is_label = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], value=True)
     others = seen_mask & ~is_label
     seen_mean = torch.where(others, logits, 0.0).sum(dim=1) / others.sum(dim=1)
@@ -227,9 +244,10 @@ def ncm_scores(features: Tensor, reference_features: Tensor, reference_labels: T
     Returns:
         `torch.Tensor` of shape `(N, C)`: float64; -inf for a class without reference.
     """
-    reference = torch.nn.functional.normalize(reference_features.double(), dim=1)
-    sums = torch.zeros(num_classes, reference.shape[1], dtype=torch.float64).index_add_(0, reference_labels, reference)
+    reference = torch.nn.functional.normalize(to_float64(reference_features), dim=1)
+    reference_labels = reference_labels.to(reference.device)
+    sums = reference.new_zeros(num_classes, reference.shape[1]).index_add_(0, reference_labels, reference)
     means = torch.nn.functional.normalize(sums, dim=1)
-    scores = torch.nn.functional.normalize(features.double(), dim=1) @ means.T
+    scores = torch.nn.functional.normalize(to_float64(features), dim=1) @ means.T
     has_reference = torch.bincount(reference_labels, minlength=num_classes) > 0
     return scores.masked_fill(~has_reference, -torch.inf)

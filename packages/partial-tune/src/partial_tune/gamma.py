@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from partial_tune.functional import FloatArray, logit_gaps, reduce_logits
+from partial_tune.functional import FloatArray, logit_gaps
 from partial_tune.partition import ClassPartition
 from partial_tune.result import Criterion
 from partial_tune.sweep import SweepState
@@ -35,7 +35,8 @@ class GammaEstimate:
         num_samples (`int`): samples used.
         std (`float`, *optional*): standard deviation of the per-sample logit gap (ALG).
         uses_absent_labels (`bool`): whether labels of absent classes were used.
-        details (`dict`): per-class means of ALG, splits of PCV.
+        details (`dict`):
+            Per-class means of ALG; splits, seed and operating point of PCV; operating point of the oracle.
 
     Example:
 
@@ -141,27 +142,29 @@ def average_logit_gap(logits: Any, labels: Any, partition: ClassPartition, *, st
     return collector.estimate()
 
 
-def match_absent_rate(logits: Any, partition: ClassPartition, prior: float) -> GammaEstimate:
+def match_absent_rate(gaps: FloatArray, prior: float) -> GammaEstimate:
     """Returns the offset at which a given share of unlabeled target samples is predicted to be of an absent class.
 
-    Ours, in neither paper: needs no label, but the share of absent classes among the samples.
+    Ours, in neither paper: needs no label, but the share of absent classes among the samples. A sample whose seen or
+    whose absent classes are all masked never flips; where the share cannot be reached for that, or because several
+    samples flip together, the nearest one is.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, C)`): logits of unlabeled samples.
-        partition (`ClassPartition`): the classes.
+        gaps (`numpy.ndarray` of shape `(N,)`): largest seen minus largest absent logit, as in [`ReducedLogits`].
         prior (`float`): share of samples of absent classes, in [0, 1].
 
     Raises:
-        ValueError: if `prior` is not in [0, 1].
+        ValueError: if `prior` is not in [0, 1], or no sample can flip.
     """
     if not 0 <= prior <= 1:
         raise ValueError(f"Expected `prior`, the share of absent classes, in [0, 1], got {prior}.")
-    logits = check_logits(logits, partition)
-    labels = torch.full((len(logits),), partition.seen[0])  # not looked at
-    gaps = np.sort(reduce_logits(logits, labels, partition.absent_mask).gap.cpu().numpy())
-    count = round(prior * len(gaps))  # samples that are to flip: those with the smallest gaps
-    low = gaps[count - 1] if count > 0 else gaps[0] - 2
-    high = gaps[count] if count < len(gaps) else gaps[-1] + 2
+    finite = np.sort(gaps[np.isfinite(gaps)])
+    if not len(finite):
+        raise ValueError(f"Expected samples with logits of seen and absent classes, got none among {len(gaps)}.")
+    always_absent = int((gaps == -np.inf).sum())
+    count = min(max(round(prior * len(gaps)) - always_absent, 0), len(finite))  # that flip: those with small gaps
+    low = finite[count - 1] if count > 0 else finite[0] - 2
+    high = finite[count] if count < len(finite) else finite[-1] + 2
     return GammaEstimate(
         gamma=float((low + high) / 2), method="source_match", num_samples=len(gaps), details={"prior": prior}
     )
@@ -186,7 +189,7 @@ def choose_by_oracle(state: SweepState, criterion: Criterion, value: float | Non
         method="oracle",
         num_samples=len(state),
         uses_absent_labels=True,
-        details={"criterion": criterion, "value": value, "point": point.to_dict()},
+        details={"operating_point": {"criterion": criterion, "value": value, **point.to_dict()}},
     )
 
 
@@ -284,9 +287,7 @@ def combine_splits(splits: list[PseudoSplit], alg: GammaEstimate, *, ratio: bool
     if not ratio:
         return raw
     if alg.gamma <= 0:
-        return _fall_back(
-            raw, details, f"the model's average logit gap is {alg.gamma:.3g}, and a ratio keeps its sign"
-        )
+        return _fall_back(raw, details, f"the model's logit gap is {alg.gamma:.3g}, and a ratio keeps its sign")
     if any(split.alg <= 0 for split in splits):
         return _fall_back(alg, details, "a pseudo-model has no positive logit gap")
     mean_ratio = float(np.mean([split.ratio for split in splits]))

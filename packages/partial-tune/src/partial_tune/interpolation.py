@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from partial_tune.attachment import check_uncalibrated
+from partial_tune.lolsgd import lora_pairs
+
 
 def interpolate(source: nn.Module, tuned: nn.Module, alpha: float) -> nn.Module:
     """Returns a new model with the weights (1 - alpha) source + alpha tuned.
@@ -20,7 +23,7 @@ def interpolate(source: nn.Module, tuned: nn.Module, alpha: float) -> nn.Module:
         alpha (`float`): 0 is the source model, 1 the tuned one.
 
     Raises:
-        ValueError: if the models have other names or shapes, or `alpha` is not in [0, 1].
+        ValueError: if the models have other names or shapes, one is calibrated, or `alpha` is not in [0, 1].
 
     Example:
 
@@ -36,6 +39,8 @@ def interpolate(source: nn.Module, tuned: nn.Module, alpha: float) -> nn.Module:
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"Expected `alpha` in [0, 1], got {alpha}.")
+    for model in (source, tuned):
+        check_uncalibrated(model)
     old, new = source.state_dict(), tuned.state_dict()
     if different := sorted(
         name
@@ -60,15 +65,16 @@ def interpolate(source: nn.Module, tuned: nn.Module, alpha: float) -> nn.Module:
 def interpolate_adapter(model: nn.Module, alpha: float) -> None:
     """Scales the active LoRA adapters in place by `alpha`: exactly the interpolation between base and tuned weights.
 
-    Trained copies of whole layers (`modules_to_save`, such as the head) are mixed with the layers they replace. Call
-    it once: a second call scales again.
+    Trained copies of whole layers (`modules_to_save`, such as the head) are mixed with the layers they replace, their
+    floating-point buffers too. Call it once: a second call scales again.
 
     Args:
-        model (`PeftModel`): with LoRA adapters.
+        model (`PeftModel`): with LoRA adapters on linear or convolutional layers, without DoRA and trained biases.
         alpha (`float`): 0 is the base model, 1 leaves the model as it is.
 
     Raises:
-        ValueError: if there is no LoRA adapter, or `alpha` is not in [0, 1].
+        ValueError: if there is no LoRA adapter or one of another kind, the model is calibrated, or `alpha` is not in
+            [0, 1].
 
     Example:
 
@@ -88,13 +94,13 @@ def interpolate_adapter(model: nn.Module, alpha: float) -> None:
 
     ```
     """
-    from partial_tune.lolsgd import lora_pairs
-
     if not 0 <= alpha <= 1:
         raise ValueError(f"Expected `alpha` in [0, 1], got {alpha}.")
     pairs = lora_pairs(model)
     if not pairs:
         raise ValueError(f"Expected a model with LoRA adapters, got {type(model).__name__}; use `interpolate`.")
+    check_uncalibrated(model)
+    check_plain_lora(model)
     with torch.no_grad():
         for _, up in pairs.values():
             up.mul_(alpha)
@@ -103,5 +109,20 @@ def interpolate_adapter(model: nn.Module, alpha: float) -> None:
             adapters: Any = getattr(module, "active_adapters", ())
             if isinstance(copies, nn.ModuleDict) and isinstance(original, nn.Module):
                 for adapter in adapters:
-                    for tuned, base in zip(copies[adapter].parameters(), original.parameters(), strict=True):
-                        tuned.copy_(torch.lerp(base, tuned, alpha))
+                    base = original.state_dict()
+                    for name, tuned in copies[adapter].state_dict().items():
+                        if tuned.is_floating_point():
+                            tuned.copy_(torch.lerp(base[name], tuned, alpha))
+
+
+def check_plain_lora(model: nn.Module) -> None:
+    """Raises if scaling B does not scale what an adapter adds: DoRA, adapted embeddings, trained biases."""
+    config: Any = getattr(model, "peft_config", {})
+    for name, module in model.named_modules():
+        magnitudes, embeddings = getattr(module, "lora_magnitude_vector", ()), getattr(module, "lora_embedding_A", ())
+        if len(magnitudes) or len(embeddings):
+            raise ValueError(
+                f"Expected plain LoRA, got DoRA or an adapted embedding in {name!r}; merge, then `interpolate`."
+            )
+    if any(getattr(one, "bias", "none") != "none" for one in config.values()):
+        raise ValueError('Expected LoRA with bias="none", got trained biases; merge, then use `interpolate`.')

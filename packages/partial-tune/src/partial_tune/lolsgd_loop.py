@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
+from partial_tune.functional import NO_FLOAT64
 from partial_tune.lolsgd import ModelAverage, derive_seed, draw_batches, draw_classes, named_state
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def run_lolsgd(
         raise ValueError("Expected a `train_dataset` with a length for LOLSGD, got none or a stream.")
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or args.n_gpu > 1:
         raise ValueError("Expected one whole model in each process for LOLSGD; start one process for each device.")
+    if args.device.type in NO_FLOAT64:
+        raise ValueError(f"Expected a device with float64, in which LOLSGD averages, got {args.device}; use the CPU.")
     steps = args.max_steps
     if steps <= 0:
         per_epoch = math.ceil(len(labels) / (args.per_device_train_batch_size * args.gradient_accumulation_steps))
@@ -89,7 +92,7 @@ def run_round(
     """Trains the workers of this process from the same weights, loads the average of all, returns the mean loss."""
     args, accelerator = trainer.args, trainer.accelerator
     base = {name: value.detach().clone() for name, value in named_state(model).items()}
-    average = ModelAverage(model, args.workers, args.lora_average)  # type: ignore[arg-type]
+    average = ModelAverage(model, args.workers, args.lora_average)
     total = torch.zeros((), device=args.device, dtype=torch.float64)
     for worker in range(accelerator.process_index, args.workers, accelerator.num_processes):
         with torch.no_grad():
@@ -106,7 +109,10 @@ def run_round(
 def run_worker(
     trainer: "PartialTuneTrainer", model: nn.Module, labels: np.ndarray, round_id: int, worker: int, local_steps: int
 ) -> Tensor:
-    """Takes the local steps of one worker in one round, with fresh optimizer state; returns the mean loss."""
+    """Takes the local steps of one worker in one round, with fresh optimizer state; returns the mean loss.
+
+    Seeds the global generators, which dropout and augmentation draw from, as `Trainer` does at its start.
+    """
     args = trainer.args
     where = {"seed": args.seed, "round_id": round_id, "worker": worker}
     classes = draw_classes(trainer.partition.seen, trainer._drop, **where)

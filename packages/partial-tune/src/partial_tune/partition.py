@@ -41,8 +41,8 @@ class ClassPartition:
     Args:
         names (`tuple[str, ...]`): all class names; the position of a name is the id of its class.
         seen (`tuple[int, ...]`): ids of the classes with fine-tuning data.
-        absent (`tuple[int, ...]`, *optional*): ids of the absent ones. By default, and if empty, all that are not
-        seen.
+        absent (`tuple[int, ...]`, *optional*):
+            Ids of the absent ones. By default, and if empty, all that are not seen.
 
     Raises:
         ValueError: if a group is empty, ids are repeated, shared or out of range, or names are repeated.

@@ -8,7 +8,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from partial_tune.functional import FloatArray, ausuc_by_auroc, ausuc_by_trapezoids, sweep_curve
+from partial_tune.accuracy import harmonic_or_none
+from partial_tune.functional import FloatArray, ausuc_by_auroc, ausuc_by_trapezoids, harmonic_mean, sweep_curve
 
 Criterion = Literal["overall", "balanced", "harmonic", "max_seen_drop", "constrained"]
 NEEDS_VALUE = ("max_seen_drop", "constrained")
@@ -45,10 +46,7 @@ class OperatingPoint:
     @property
     def harmonic(self) -> float | None:
         """Harmonic mean of seen and absent accuracy."""
-        if self.seen is None or self.absent is None:
-            return None
-        total = self.seen + self.absent
-        return 2 * self.seen * self.absent / total if total else 0.0
+        return harmonic_or_none(self.seen, self.absent)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the numbers, with the harmonic mean."""
@@ -168,12 +166,17 @@ class SweepResult:
         """All open intervals of offsets with the highest overall accuracy, neighbours joined."""
         best = np.concatenate([[False], self._hits == self._hits.max(), [False]])
         starts, ends = (np.flatnonzero(best[1:-1] & ~best[:-2]), np.flatnonzero(best[1:-1] & ~best[2:]))
-        edges = np.concatenate([[-np.inf], self.breakpoints, [np.inf]])
+        edges = self._edges
         return [(float(edges[start]), float(edges[end + 1])) for start, end in zip(starts, ends, strict=True)]
+
+    @cached_property
+    def _edges(self) -> FloatArray:
+        """Ends of the K + 1 pieces, shape (K + 2,)."""
+        return np.concatenate([[-np.inf], self.breakpoints, [np.inf]])
 
     def _choose(self, allowed: NDArray[np.bool_]) -> float:
         """One offset of the allowed pieces: 0, else the middle of the widest finite one, else 1 beyond an end."""
-        edges = np.concatenate([[-np.inf], self.breakpoints, [np.inf]])
+        edges = self._edges
         if (allowed & (edges[:-1] < 0) & (edges[1:] > 0)).any():
             return 0.0
         width = np.where(allowed, edges[1:] - edges[:-1], -1.0)
@@ -182,10 +185,14 @@ class SweepResult:
         pool = np.flatnonzero(finite & (width == width[finite].max())) if finite.any() else np.flatnonzero(allowed)
         return float(gamma[pool[np.abs(gamma[pool]).argmin()]])
 
+    def _picks_seen(self, gamma: float) -> NDArray[np.bool_]:
+        """Whether the prediction of each sample is a seen class."""
+        picks_seen: NDArray[np.bool_] = (self.gap > gamma) | ((self.gap == gamma) & self.seen_first)
+        return picks_seen
+
     def at(self, gamma: float) -> OperatingPoint:
         """Returns the accuracies at one offset. On a breakpoint the tie goes to the class with the lower id."""
-        picks_seen = (self.gap > gamma) | ((self.gap == gamma) & self.seen_first)
-        is_right = np.where(picks_seen, self.seen_correct, self.absent_correct)
+        is_right = np.where(self._picks_seen(gamma), self.seen_correct, self.absent_correct)
         return OperatingPoint(
             gamma=float(gamma),
             seen=float(is_right[~self.is_absent].mean()) if self.num_seen else None,
@@ -220,8 +227,7 @@ class SweepResult:
         if criterion == "balanced":
             score = -np.abs(seen - absent)
         elif criterion == "harmonic":
-            total = seen + absent
-            score = np.divide(2 * seen * absent, total, out=np.zeros_like(total), where=total > 0)
+            score = harmonic_mean(seen, absent)
         elif criterion == "max_seen_drop":
             allowed = seen >= (self.at(0.0).seen or 0.0) - float(value or 0) - 1e-12
             score = absent
@@ -247,7 +253,7 @@ class SweepResult:
 
     def predicted_absent_rate(self, gamma: float) -> float:
         """Returns the share of samples whose prediction is an absent class; needs no labels."""
-        return float(((self.gap < gamma) | ((self.gap == gamma) & ~self.seen_first)).mean())
+        return float((~self._picks_seen(gamma)).mean())
 
     def bootstrap(
         self, num_samples: int = 1000, confidence: float = 0.95, seed: int = 0
@@ -291,15 +297,13 @@ class SweepResult:
         absent_hit = weight * (self.is_absent & self.absent_correct)
         curve = sweep_curve(self.gap, seen_hit, absent_hit, self._order)
         hits = curve.seen_hits + curve.absent_hits
-        best = int(hits.argmax())
-        picks_seen = (self.gap > 0) | ((self.gap == 0) & self.seen_first)
         return {
             "ausuc": ausuc_by_trapezoids(curve.seen_hits / self.num_seen, curve.absent_hits / self.num_absent),
             "seen_seen": seen_hit.sum() / self.num_seen,
             "absent_absent": absent_hit.sum() / self.num_absent,
-            "overall_at_0": np.where(picks_seen, seen_hit, absent_hit).sum() / len(self.gap),
-            "gamma_star": float(self.curve["gamma"][best]),
-            "overall_at_gamma_star": hits[best] / len(self.gap),
+            "overall_at_0": np.where(self._picks_seen(0.0), seen_hit, absent_hit).sum() / len(self.gap),
+            "gamma_star": self._choose(hits == hits.max()),
+            "overall_at_gamma_star": hits.max() / len(self.gap),
         }
 
     def to_dict(self, gammas: Iterable[float] = (0.0,)) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from partial_tune.upstream import get_logits, move_to
 
@@ -73,11 +73,17 @@ def iter_logits(model: nn.Module, loader: Iterable[Any]) -> Iterator[tuple[Tenso
 def collect(
     model: nn.Module, loader: Iterable[Any], head: nn.Module | None = None
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Returns logits, labels (None if there are none) and the inputs of `head` of a whole loader, on the CPU."""
+    """Returns logits, labels (None if there are none) and features of a whole loader, on the CPU.
+
+    Features are the inputs of `head`, of shape `(N, D)`; without `head` they are empty.
+
+    Raises:
+        ValueError: if the loader is empty, or the head sees more than one vector of a sample.
+    """
     features: list[Tensor] = []
     handle = None
     if head is not None:
-        handle = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].detach().cpu()))
+        handle = head.register_forward_pre_hook(lambda _, inputs: features.append(check_features(inputs[0]).cpu()))
     try:
         parts = [(logits.cpu(), labels) for logits, labels in iter_logits(model, loader)]
     finally:
@@ -89,13 +95,35 @@ def collect(
     return torch.cat([logits for logits, _ in parts]), labels, torch.cat(features) if features else torch.empty(0)
 
 
+def check_features(features: Tensor) -> Tensor:
+    """Returns the inputs of a head, or raises if they are not one vector for each sample."""
+    if features.ndim != 2:
+        raise ValueError(
+            f"Expected one feature vector for each sample at the head, got inputs of shape {tuple(features.shape)}: a "
+            "decoder language model has a head for every token. `diagnose` and `rank_weight` are not for such models."
+        )
+    return features
+
+
 def read_sample_labels(dataset: Any) -> np.ndarray:
-    """Returns the label id of every sample of a map-style data set: a column of `datasets`, or read row by row."""
+    """Returns the label id of every sample of a map-style data set.
+
+    They are read from a column of `datasets`, from `targets` as torchvision's data sets have it, through `Subset`, or
+    else row by row, which decodes images.
+
+    Raises:
+        ValueError: if there are no labels.
+    """
+    if isinstance(dataset, Subset):
+        return read_sample_labels(dataset.dataset)[list(dataset.indices)]
     if isinstance(columns := getattr(dataset, "column_names", None), list):
         found = [name for name in ("labels", "label") if name in columns]
         if not found:
             raise ValueError(f"Expected a column `labels` or `label` in the training data, got {columns}.")
         return np.asarray(dataset.with_format(None)[found[0]][:], dtype=np.int64)
+    targets = getattr(dataset, "targets", None)
+    if targets is not None and len(targets) == len(dataset) and getattr(dataset, "target_transform", None) is None:
+        return np.asarray(targets, dtype=np.int64)
     labels = []
     for index in range(len(dataset)):
         row = dataset[index]

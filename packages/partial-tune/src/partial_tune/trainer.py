@@ -23,7 +23,7 @@ from partial_tune.regularization import (
     rank_loss,
     set_batch_norm_mode,
 )
-from partial_tune.running import read_sample_labels
+from partial_tune.running import check_features, read_sample_labels
 from partial_tune.upstream import find_head, get_base_model, get_logits
 
 
@@ -38,8 +38,8 @@ class PartialTuneTrainer(Trainer):
         args (`PartialTuneArguments`): options.
         partition (`ClassPartition`): seen and absent classes. The training data has seen ones only.
         source_model (`nn.Module`, *optional*):
-            The model before fine-tuning, for selective distillation and for pseudo cross-validation. It is not
-            changed.
+            The model before fine-tuning, for selective distillation and for pseudo cross-validation: another object
+            than `model`. It is put on the device of the training and into evaluation mode; its weights stay.
         kwargs: of `Trainer`.
 
     Raises:
@@ -85,9 +85,13 @@ class PartialTuneTrainer(Trainer):
         self._worker_step: int | None = None  # of the present worker, in LOLSGD
         self._train_labels = check_training_data(kwargs.get("train_dataset"), partition)
         self._has_own_optimizer = any(item is not None for item in kwargs.get("optimizers", ()))
+        if source_model is model:
+            raise ValueError("Expected a copy for `source_model`, got `model` itself; use `copy.deepcopy(model)`.")
+        if args.method == "lp_ft" and args.world_size > 1:
+            raise ValueError(f"Expected one process for `lp_ft`, which freezes and thaws, got {args.world_size}.")
         if args.distill_weight and source_model is None:
             raise ValueError("Expected `source_model` (the frozen teacher) for `distill_weight` > 0, got None.")
-        freeze_for_batch_norm_policy(model, args.bn)  # type: ignore[arg-type]
+        freeze_for_batch_norm_policy(model, args.bn)
         if args.method == "frozen_head":
             find_head(model, partition.num_classes).requires_grad_(False)
         if args.method == "lolsgd":
@@ -157,7 +161,7 @@ class PartialTuneTrainer(Trainer):
         options = self.args
         if not model.training:
             return super().compute_loss(model, inputs, *args, **kwargs)
-        set_batch_norm_mode(model, options.bn)  # type: ignore[arg-type]
+        set_batch_norm_mode(model, options.bn)
         if not options.distill_weight and not options.rank_weight:
             return super().compute_loss(model, inputs, *args, **kwargs)
         kwargs = {**dict(zip(("return_outputs", "num_items_in_batch"), args, strict=False)), **kwargs}
@@ -178,7 +182,7 @@ class PartialTuneTrainer(Trainer):
         options = self.args
         extra = torch.zeros((), device=features.device)
         if options.rank_weight:
-            extra = extra + options.rank_weight * rank_loss(features.flatten(1))
+            extra = extra + options.rank_weight * rank_loss(check_features(features))
         if options.distill_weight and self.source_model is not None:
             warmup = options.distill_warmup_ratio * max(1, self.state.max_steps)
             weight = options.distill_weight * min(1.0, self._progress() / warmup if warmup else 1.0)

@@ -25,6 +25,15 @@ def get_base_model(model: nn.Module) -> nn.Module:
             return model
 
 
+def is_sharded() -> bool:
+    """Returns whether accelerate trains with FSDP or DeepSpeed: then no process has the whole model."""
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    kind = PartialState().distributed_type
+    return kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
 def change_logits(output: Any, change: Change, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Returns a model's output with its logits changed and nothing else; a loss in it stays as it was computed.
 

@@ -1,4 +1,4 @@
-"""Accuracies of seen and absent classes, among all classes, from predicted class ids."""
+"""Accuracies of seen and absent classes, among all classes, from predicted class ids or from logits."""
 
 from typing import Any
 
@@ -6,13 +6,14 @@ import datasets
 import evaluate
 import numpy as np
 
+from partial_tune.accuracy import harmonic_or_none
 from partial_tune.partition import ClassPartition
 
 DESCRIPTION = "Accuracy on samples of seen classes, on samples of absent classes, on all, and the harmonic mean."
 CITATION = "Mai et al., Fine-Tuning is Fine, if Calibrated, NeurIPS 2024, arXiv 2409.16223."
 INPUTS = """
 Args:
-    predictions: predicted class ids, chosen among all classes.
+    predictions: predicted class ids, chosen among all classes; or logits of all classes, one row for each sample.
     references: class ids.
 """
 
@@ -34,16 +35,25 @@ class SeenAbsentAccuracy(evaluate.Metric):  # type: ignore[misc]
         self.partition = partition
 
     def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+        ids = datasets.Value("int64")
+        logits = datasets.Sequence(datasets.Value("float32"))
+        kinds = [{"predictions": kind, "references": ids} for kind in (logits, ids)]
         return evaluate.MetricInfo(
             description=DESCRIPTION,
             citation=CITATION,
             inputs_description=INPUTS,
-            features=datasets.Features(features),
+            features=[datasets.Features(kind) for kind in kinds],
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float | None]:
-        is_right = np.asarray(predictions) == np.asarray(references)
+        predictions = np.asarray(predictions)
+        if predictions.ndim == 2:  # logits
+            if predictions.shape[1] != self.partition.num_classes:
+                raise ValueError(
+                    f"Expected logits of {self.partition.num_classes} classes, got shape {predictions.shape}."
+                )
+            predictions = predictions.argmax(axis=1)
+        is_right = predictions == np.asarray(references)
         rows = {
             "seen_accuracy": np.isin(references, self.partition.seen),
             "absent_accuracy": np.isin(references, self.partition.absent),
@@ -52,8 +62,5 @@ class SeenAbsentAccuracy(evaluate.Metric):  # type: ignore[misc]
         found: dict[str, float | None] = {
             name: float(is_right[mask].mean()) if mask.any() else None for name, mask in rows.items()
         }
-        seen, absent = found["seen_accuracy"], found["absent_accuracy"]
-        known = seen is not None and absent is not None
-        total = (seen or 0.0) + (absent or 0.0)
-        found["harmonic_mean"] = (2 * (seen or 0.0) * (absent or 0.0) / total if total else 0.0) if known else None
+        found["harmonic_mean"] = harmonic_or_none(found["seen_accuracy"], found["absent_accuracy"])
         return found
