@@ -41,7 +41,7 @@ def load(
             A world (`"creatures"`, `"scenes"`) or real images (`"digits"`, `"cifar10"`, `"folder"`).
         split (`str`, defaults to `"train"`):
             `"train"`, `"validation"`, `"test"` or `"heldout"`. No two splits share a row. `heldout` is for final
-            numbers: nothing was trained or chosen on its rows. Questions about its seeds below 1000 were looked at
+            numbers: nothing was trained on its rows. Answers to questions about its seeds below 1000 were looked at
             while `llava-nano` was trained: report on seeds from 1000. Real images have the splits that they come with.
         n (`int`, defaults to 1000): number of rows. Worlds only.
         seed (`int`, defaults to 0): seed of the rows. Worlds only.

@@ -92,7 +92,7 @@ def _place(draws: Draws, objects: list[_Object], background: Pixels, ordered: bo
     """Returns centre and radius of each object, in images: inside the image, overlapping a little at most.
 
     If `ordered`, the objects stand from left to right, neighbours half of an even spacing apart at least. Objects for
-    which no room is found are all made smaller. That ends: discs whose radius is half of the gap fit into any columns.
+    which no room is found are all made smaller. That ends: discs whose radius is half of the gap fit in any columns.
     """
     scale = 1.0
     while True:
@@ -149,12 +149,8 @@ def render_objects(
         coverage = draw_coverage(item.shape, center, radius * image_size, item.degrees, side)
         period = max(2, round(radius * image_size / 4))
         fill = draw_texture(item.texture, side, item.rgb, period, draws)
-        box = (
-            0,
-            0,
-            min(side, image_size - left),
-            min(side, image_size - top),
-        )  # an object has no pixel beyond the rim
+        # Cut off at the rim: an object has no pixel beyond it, and none counts as hidden there.
+        box = (0, 0, min(side, image_size - left), min(side, image_size - top))
         picture.paste(fill.crop(box), coverage.crop(box), (left, top), label)
     return {
         "image": picture.image,
