@@ -28,7 +28,7 @@ Responses = list[dict[str, Any]]
 
 
 def measure(rows: datasets.Dataset, responses: Responses, **about: Any) -> dict[str, Any]:
-    scores = score(rows, responses, bootstrap=100)
+    scores = score(rows, responses, num_bootstrap=100)
     (column,) = scores.columns.values()
     n = int(column["n"])
     low, high = wilson_interval(column["pair_accuracy"] * n, n)

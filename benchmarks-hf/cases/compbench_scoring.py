@@ -45,7 +45,7 @@ def check(inputs: tuple[list[Any], list[Any]]) -> None:
     for response in right:
         answer = rows[int(response["id"])]["answer"]
         response["reply"] = ("Left", "Right")[answer if response["order"] == "12" else 1 - answer]
-    assert score(rows, right, bootstrap=10).macro == 1
+    assert score(rows, right, num_bootstrap=10).macro == 1
 
 
 CASE = Timing(

@@ -13,7 +13,7 @@ DATA = ["--num-pairs", "4"]
 
 @pytest.fixture(scope="module")
 def left(mini):
-    return score(mini, run_model(mini, HeuristicRunner("left")), bootstrap=100)
+    return score(mini, run_model(mini, HeuristicRunner("left")), num_bootstrap=100)
 
 
 def test_page_is_self_contained_and_shows_both_images_of_contradictions(mini, left, tmp_path):

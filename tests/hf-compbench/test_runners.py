@@ -238,10 +238,10 @@ def test_llava_nano_answers_in_both_orders_and_is_scored(nano, mini):
     logprobs = run_model(rows, nano, prompt="nano", mode="logprob")
     assert len(replies) == len(logprobs) == 16
     assert all(len(response["scores"]) == 3 for response in logprobs)
-    column = score(rows, logprobs, bootstrap=50).columns["MS-quantity"]
+    column = score(rows, logprobs, num_bootstrap=50).columns["MS-quantity"]
     assert column["num_swapped"] == 8
     assert 0 <= column["debiased_accuracy"] <= 1
-    assert score(rows, replies, bootstrap=50).columns["MS-quantity"]["n"] == 8
+    assert score(rows, replies, num_bootstrap=50).columns["MS-quantity"]["n"] == 8
 
 
 def test_keys_name_everything_that_changes_an_answer(few):
@@ -276,12 +276,12 @@ def test_blank_and_shuffled_images_are_not_the_own_ones(few):
 def test_heuristics(mini):
     names = mini.features["relativity"].int2str
     sided = mini.filter(lambda row: names(row["relativity"]) not in ("existence", "quality", "quantity"))
-    left = score(sided, run_model(sided, HeuristicRunner("left")), bootstrap=50)
+    left = score(sided, run_model(sided, HeuristicRunner("left")), num_bootstrap=50)
     assert {column["pair_accuracy"] for column in left.columns.values()} == {0}
     assert {column["accuracy"] for column in left.columns.values()} == {0.5}
     exposed = mini.filter(lambda row: row["subtype"] == "exposure" and row["answer_text"] != "Same")
     if len(exposed):
-        assert score(exposed, run_model(exposed, HeuristicRunner("brighter")), bootstrap=50).micro == 1
+        assert score(exposed, run_model(exposed, HeuristicRunner("brighter")), num_bootstrap=50).micro == 1
     replies = run_model(mini, HeuristicRunner("random"))
     assert len(Counter(reply["reply"] for reply in replies)) > 2
     with pytest.raises(ValueError, match="got 'best'"):
@@ -329,7 +329,10 @@ def test_killed_run_goes_on_where_it_stopped(mini, tmp_path):
     assert len(asked) == 128 - before[: before.rindex(b"\n") + 1].count(b"\n")
     assert resumed == run_model(mini, HeuristicRunner("random"))
     assert [json.loads(line)["key"] for line in store.read_text().splitlines()] == [r["key"] for r in resumed]
-    assert score(mini, read_responses(store), bootstrap=20).to_dict() == score(mini, resumed, bootstrap=20).to_dict()
+    assert (
+        score(mini, read_responses(store), num_bootstrap=20).to_dict()
+        == score(mini, resumed, num_bootstrap=20).to_dict()
+    )
 
 
 TWO_PROCESSES = """

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from hf_compbench import compare, metric_path, score, wilson_interval
+from hf_compbench.baselines import image_prior, option_prior, question_prior
 from hf_compbench.functional import apply_swap, build_swap_map, debias, rotate_options
 from hf_compbench.intervals import (
     bootstrap_macro_mean,
@@ -45,7 +46,7 @@ def ask(rows, answer):
 
 def test_oracle():
     rows = make_rows(40)
-    column = score(rows, ask(rows, lambda row, order, gold: gold), bootstrap=200).columns["VA-s"]
+    column = score(rows, ask(rows, lambda row, order, gold: gold), num_bootstrap=200).columns["VA-s"]
     assert [column[name] for name in ("accuracy", "pair_accuracy", "consistency", "bias", "side_gap")] == [
         1,
         1,
@@ -57,7 +58,7 @@ def test_oracle():
 
 def test_constant_side():
     rows = make_rows(40)
-    column = score(rows, ask(rows, lambda row, order, gold: "Left"), bootstrap=200).columns["VA-s"]
+    column = score(rows, ask(rows, lambda row, order, gold: "Left"), num_bootstrap=200).columns["VA-s"]
     names = ("accuracy", "pair_accuracy", "consistency", "bias", "side_gap", "coverage")
     assert [column[name] for name in names] == [0.5, 0, 0, 0.5, 1, 1]
 
@@ -65,8 +66,8 @@ def test_constant_side():
 def test_constant_side_on_one_sided_gold_looks_good_without_swapping():
     rows = [{**row, "answer": 0} for row in make_rows(40)]
     first = [reply for reply in ask(rows, lambda row, order, gold: "Left") if reply["order"] == "12"]
-    assert score(rows, first, bootstrap=10).columns["VA-s"]["accuracy"] == 1.0
-    column = score(rows, ask(rows, lambda row, order, gold: "Left"), bootstrap=10).columns["VA-s"]
+    assert score(rows, first, num_bootstrap=10).columns["VA-s"]["accuracy"] == 1.0
+    column = score(rows, ask(rows, lambda row, order, gold: "Left"), num_bootstrap=10).columns["VA-s"]
     assert (column["accuracy"], column["pair_accuracy"], column["bias"]) == (0.5, 0.0, 0.5)
 
 
@@ -74,7 +75,7 @@ def test_coin():
     rows = make_rows(8_000)
     generator = np.random.default_rng(0)
     replies = ask(rows, lambda row, order, gold: SIDES[generator.integers(2)])
-    column = score(rows, replies, bootstrap=10).columns["VA-s"]
+    column = score(rows, replies, num_bootstrap=10).columns["VA-s"]
     # Five standard errors: at most 5 * 0.5 / sqrt(8000) = 0.028.
     expected = {"accuracy": 0.5, "pair_accuracy": 0.25, "consistency": 0.5, "bias": 0.0, "side_gap": 0.0}
     assert {name: column[name] for name in expected} == pytest.approx(expected, abs=0.028)
@@ -84,7 +85,7 @@ def test_partly_biased_runner():
     # Sees the answer on 3 of 4 pairs, else says Left: accuracy 7/8, pairs 3/4, bias 1/2 * 1/4.
     rows = make_rows(80)
     replies = ask(rows, lambda row, order, gold: gold if int(row["id"][4:]) % 4 else "Left")
-    column = score(rows, replies, bootstrap=10).columns["VA-s"]
+    column = score(rows, replies, num_bootstrap=10).columns["VA-s"]
     assert (column["accuracy"], column["pair_accuracy"], column["consistency"]) == (0.875, 0.75, 0.75)
     assert column["bias"] == pytest.approx(0.125)
 
@@ -92,7 +93,7 @@ def test_partly_biased_runner():
 def test_same_and_named_options_stay_when_images_are_exchanged():
     rows = make_rows(30, ["Left", "Right", "Same"], "vqav2", "quantity")
     rows += make_rows(30, ["None", "dog", "hat"], "magic_brush", "existence")
-    columns = score(rows, ask(rows, lambda row, order, gold: gold), bootstrap=10).columns
+    columns = score(rows, ask(rows, lambda row, order, gold: gold), num_bootstrap=10).columns
     assert columns["VQ"]["consistency"] == columns["MB"]["pair_accuracy"] == 1
     assert columns["VQ"]["chance"] == pytest.approx(1 / 3)
     assert "bias" in columns["VQ"]
@@ -101,7 +102,7 @@ def test_same_and_named_options_stay_when_images_are_exchanged():
 
 def test_table_keeps_its_columns_where_a_number_is_missing():
     rows = make_rows(4) + make_rows(4, ["None", "dog"], "magic_brush", "existence")
-    table = str(score(rows, ask(rows, lambda row, order, gold: gold), bootstrap=10)).splitlines()
+    table = str(score(rows, ask(rows, lambda row, order, gold: gold), num_bootstrap=10)).splitlines()
     header, brush = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (table[0], table[3]))
     assert len({len(line) for line in table}) == 1
     cells = dict(zip(header, brush, strict=True))
@@ -113,11 +114,76 @@ def test_unparsed_is_wrong_and_errors_are_missing():
     replies = ask(rows, lambda row, order, gold: gold)
     replies[0]["reply"] = "no idea"
     replies[1]["status"] = "error"
-    scores = score(rows, replies, bootstrap=10)
+    scores = score(rows, replies, num_bootstrap=10)
     assert scores.missing == 1
     assert scores.columns["VA-s"]["accuracy"] == pytest.approx((0 + 1 + 1 + 1) / 4)
     assert scores.columns["VA-s"]["coverage"] == pytest.approx(6 / 7)
     assert scores.steps == {"exact": 6, "unparsed": 1}
+
+
+@pytest.mark.parametrize("reply", ["???", "Left", "Right"])
+def test_a_label_that_is_no_option_is_never_right(reply):
+    rows = [{**row, "answer": -1} for row in make_rows(4)] + make_rows(4, prefix="good-")
+    replies = [{"id": row["id"], "order": order, "reply": reply} for row in rows[:4] for order in ("12", "21")]
+    scores = score(rows, replies, num_bootstrap=10)
+    column = scores.columns["VA-s"]
+    assert (column["accuracy"], column["pair_accuracy"], column["accuracy_first"], column["majority"]) == (0, 0, 0, 0)
+    assert {answer["right"] for answer in scores.answers.values()} == {0.0}
+    tie = [{"id": row["id"], "order": order, "scores": [0.0, 0.0]} for row in rows[:4] for order in ("12", "21")]
+    assert score(rows, tie, num_bootstrap=10).columns["VA-s"]["debiased_accuracy"] == 0
+
+
+def test_priors_learn_nothing_from_labels_that_are_no_option():
+    train = [{**row, "answer": -1} for row in make_rows(9)] + [{**make_rows(1)[0], "answer": 0}]
+    for prior in (question_prior, option_prior):
+        assert prior(train, make_rows(1)) == [0]
+        assert prior(train[:-1], make_rows(1)) == [-1]
+    keyed = [{**row, "image_1_key": "a", "image_2_key": "b"} for row in train]
+    assert image_prior(keyed[:-1], keyed) == [-1] * 10
+    assert image_prior(keyed, keyed[:1]) == [0]
+
+
+def test_priors_of_the_val_split_stand_beside_the_accuracy():
+    val = [{**row, "answer": 0} for row in make_rows(10, ["dog", "hat"], "magic_brush", "existence")]
+    rows = [
+        {**row, "answer": i % 4 == 0} for i, row in enumerate(make_rows(8, ["dog", "hat"], "magic_brush", "existence"))
+    ]
+    scores = score(rows, ask(rows, lambda row, order, gold: gold), train=val, num_bootstrap=10)
+    column = scores.columns["MB"]
+    assert (column["option_prior"], column["question_prior"]) == (0.75, 0.75)
+    header = [cell.strip() for cell in str(scores).splitlines()[0].split("|")]
+    assert {"option_prior", "question_prior"} <= set(header)
+    assert "option_prior" not in str(score(rows, ask(rows, lambda row, order, gold: gold), num_bootstrap=10))
+
+
+def test_composites_have_one_order_and_are_not_missing():
+    rows = [{**row, "image_2_key": "b"} for row in make_rows(2)]
+    rows += [{**row, "image_2_key": ""} for row in make_rows(2, ["First", "Second"], "q_bench2", "quality")]
+    replies = [
+        reply for reply in ask(rows, lambda row, order, gold: gold) if "vaw" in reply["id"] or reply["order"] == "12"
+    ]
+    scores = score(rows, replies, num_bootstrap=10)
+    assert (scores.missing, scores.columns["QB"]["n"]) == (0, 2)
+    assert score(rows, replies[1:], num_bootstrap=10).missing == 1
+    assert "Missing: 1 replies" in str(score(rows, replies[1:], num_bootstrap=10))
+
+
+def test_accuracy_is_over_all_shifts_of_the_options():
+    rows = make_rows(2, ["None", "dog", "hat"], "magic_brush", "existence")
+    replies = [{"id": row["id"], "reply": row["options"][row["answer"]]} for row in rows]
+    replies += [{"id": row["id"], "reply": "hat", "shift": 1} for row in rows]
+    column = score(rows, replies, num_bootstrap=10).columns["MB"]
+    assert (column["accuracy"], column["option_consistency"]) == (0.5, 0.0)
+    silent = [{**reply, "reply": "?"} for reply in replies]
+    assert score(rows, silent, num_bootstrap=10).columns["MB"]["option_consistency"] == 0
+
+
+def test_baselines_stand_in_the_table():
+    rows = make_rows(4)
+    good, blind = (ask(rows, answer) for answer in (lambda row, order, gold: gold, lambda row, order, gold: "Left"))
+    table = score(rows, good, num_bootstrap=10).to_table({"blank": score(rows, blind, num_bootstrap=10)})
+    assert table.splitlines()[0].rstrip(" |").endswith("blank")
+    assert table.splitlines()[2].rstrip(" |").endswith("50.0%")
 
 
 def test_macro_means_weigh_columns_and_kinds_alike():
@@ -125,7 +191,7 @@ def test_macro_means_weigh_columns_and_kinds_alike():
     rows += make_rows(20, source="celeba", relativity="emotion")
     right = {"vaw": True, "cub_200_2011": False, "celeba": True}
     replies = ask(rows, lambda row, order, gold: gold if right[row["source"]] else "?")
-    metrics = score(rows, replies, bootstrap=50).to_metrics()
+    metrics = score(rows, replies, num_bootstrap=50).to_metrics()
     expected = {"acc/VA-a": 1.0, "acc/CU": 0.0, "acc/CE": 1.0, "acc/attribute": 0.5, "acc/emotion": 1.0}
     assert metrics == pytest.approx({**expected, "macro": 2 / 3, "macro8": 0.75, "micro": 0.5})
 
@@ -137,9 +203,9 @@ def test_scores_of_options_and_shifted_options():
         shown, _ = rotate_options(row["options"], 1)
         letter = "ABC"[shown.index(row["options"][row["answer"]])]
         replies.append({"id": row["id"], "reply": letter, "shift": 1})
-    column = score(rows, replies, bootstrap=10).columns["MB"]
+    column = score(rows, replies, num_bootstrap=10).columns["MB"]
     assert (column["accuracy"], column["option_consistency"]) == (1, 1)
-    tie = score(rows, [{"id": row["id"], "scores": [0.0, 0.0, -1.0]} for row in rows], bootstrap=10)
+    tie = score(rows, [{"id": row["id"], "scores": [0.0, 0.0, -1.0]} for row in rows], num_bootstrap=10)
     assert tie.columns["MB"]["coverage"] == 0
 
 
@@ -167,8 +233,8 @@ def test_debiasing_removes_a_constant_liking_for_a_side():
 def test_paper_mode_shows_its_defects():
     rows = [{**row, "answer": 0} for row in make_rows(2)]
     replies = [{"id": row["id"], "reply": "The answer is Left, not Right"} for row in rows]
-    assert score(rows, replies, bootstrap=10).micro == 1
-    assert score(rows, replies, mode="paper", bootstrap=10).micro == 0
+    assert score(rows, replies, num_bootstrap=10).micro == 1
+    assert score(rows, replies, mode="paper", num_bootstrap=10).micro == 0
 
 
 def test_wilson_interval_of_the_specification():
@@ -229,7 +295,7 @@ def test_comparison_is_paired():
     rows = make_rows(60)
     good = ask(rows, lambda row, order, gold: gold)
     worse = ask(rows, lambda row, order, gold: gold if int(row["id"][4:]) % 3 else "?")
-    result = compare(rows, worse, good, bootstrap=500)
+    result = compare(rows, worse, good, num_bootstrap=500)
     assert result["difference"] == pytest.approx(1 / 3)
     assert result["low"] > 0.15
     assert result["columns"]["VA-s"]["p"] == pytest.approx(2 / 2**20)
@@ -247,6 +313,14 @@ def test_metrics_load_by_path():
     assert result["acc/CE"] == pytest.approx(1 / 3)
     assert (result["acc/MB"], result["macro"], result["micro"]) == pytest.approx((1, 2 / 3, 1 / 2))
     assert result["coverage"] == 0.75
+    darker = {
+        "predictions": ["The right one is darker"],
+        "references": ["Left"],
+        "options": [SIDES],
+        "columns": ["CE"],
+    }
+    assert metric.compute(**darker)["coverage"] == 1
+    assert metric.compute(**darker, questions=["Which is brighter?"])["coverage"] == 0
     metric = evaluate.load(metric_path("swap_consistency"))
     swap = {"predictions": ["Left", "Left"], "references": SIDES, "swapped_predictions": ["Left", "Left"]}
     result = metric.compute(**swap, options=[SIDES] * 2)
@@ -261,6 +335,10 @@ def test_metrics_load_by_path():
         (lambda rows: score(rows, [{"id": rows[0]["id"], "order": "13", "reply": ""}]), "got '13'"),
         (lambda rows: score(rows, [], mode="lenient"), "'strict' or 'paper', got 'lenient'"),
         (lambda rows: score(rows, [{"id": rows[0]["id"], "scores": [1.0]}]), "Expected 2 scores"),
+        (
+            lambda rows: score(rows, [{"id": rows[0]["id"]}]),
+            "text `reply` or `scores` in the response to row 'vaw-0', got None",
+        ),
         (lambda rows: score([{"id": "a"}], []), "relativity, source, .* is missing"),
         (lambda rows: score(rows, [{"id": rows[0]["id"], "reply": ""}] * 2), "two to row 'vaw-0' in order 12"),
         (lambda rows: metric_path("bleu"), "compbench_accuracy, swap_consistency.*got 'bleu'"),

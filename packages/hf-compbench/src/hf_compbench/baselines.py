@@ -18,7 +18,12 @@ def uniform_chance(rows: Sequence[Row]) -> float:
 
 def majority_share(rows: Sequence[Row]) -> float:
     """Returns the accuracy of always giving the most frequent answer of these very rows."""
-    return max(Counter(row["options"][row["answer"]] for row in rows).values()) / len(rows)
+    return max(Counter(row["options"][row["answer"]] for row in labelled(rows)).values(), default=0) / len(rows)
+
+
+def labelled(rows: Iterable[Row]) -> list[Row]:
+    """Returns the rows whose answer is one of their options: no other can be learned from or be right."""
+    return [row for row in rows if row["answer"] >= 0]
 
 
 def question_prior(train: Iterable[Row], rows: Iterable[Row]) -> list[int]:
@@ -28,14 +33,14 @@ def question_prior(train: Iterable[Row], rows: Iterable[Row]) -> list[int]:
     it beats every model.
     """
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in train:
+    for row in labelled(train):
         counts[row["question"]][row["options"][row["answer"]]] += 1
     return [_most_frequent(row["options"], counts.get(row["question"], Counter())) for row in rows]
 
 
 def option_prior(train: Iterable[Row], rows: Iterable[Row]) -> list[int]:
     """Returns for each row the offered option that was the answer most often in `train`; -1 on ties."""
-    counts = Counter(row["options"][row["answer"]] for row in train)
+    counts = Counter(row["options"][row["answer"]] for row in labelled(train))
     return [_most_frequent(row["options"], counts) for row in rows]
 
 
@@ -48,7 +53,7 @@ def image_prior(
         keys: columns that identify the two images.
     """
     wins: dict[str, int] = defaultdict(int)
-    for row in train:
+    for row in labelled(train):
         winner = row["options"][row["answer"]]
         if winner in ("Left", "Right"):
             first, second = (row[key] for key in keys)
@@ -61,6 +66,16 @@ def image_prior(
         is_known = first != second and "Left" in options and "Right" in options
         found.append(options.index("Left" if first > second else "Right") if is_known else UNPARSED)
     return found
+
+
+def prior_accuracy(rows: Sequence[Row], guesses: Sequence[int]) -> float:
+    """Returns the accuracy of a prior's guesses; where it has none (-1) it draws one of the options."""
+    right = [
+        1 / len(row["options"]) if guess == UNPARSED else float(guess == row["answer"])
+        for row, guess in zip(rows, guesses, strict=True)
+        if row["answer"] >= 0
+    ]
+    return sum(right) / len(rows)
 
 
 def _most_frequent(options: Sequence[str], counts: Counter[str]) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from hf_compbench.intervals import bootstrap_macro_mean, holm, mcnemar_exact
 from hf_compbench.scoring import Mode, Row, read_rows, score
-from hf_compbench.sources import column_of
+from hf_compbench.sources import group_by_column
 
 
 def compare(
@@ -16,7 +16,7 @@ def compare(
     responses_b: Iterable[Row],
     *,
     mode: Mode = "strict",
-    bootstrap: int = 10_000,
+    num_bootstrap: int = 10_000,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Returns how much better model B is than model A on the pairs that both answered.
@@ -33,7 +33,7 @@ def compare(
     ...          "options": ["Left", "Right"], "answer": 0, "group_id": str(i)} for i in range(8)]
     >>> a = [{"id": str(i), "reply": "Right"} for i in range(8)]
     >>> b = [{"id": str(i), "reply": "Left"} for i in range(8)]
-    >>> result = compare(rows, a, b, bootstrap=100)
+    >>> result = compare(rows, a, b, num_bootstrap=100)
     >>> result["difference"], result["columns"]["VA-s"]["p"]
     (1.0, 0.0078125)
 
@@ -41,12 +41,10 @@ def compare(
     """
     rows = read_rows(dataset)
     answers = [
-        score(rows, responses, mode=mode, bootstrap=1, seed=seed).answers for responses in (responses_a, responses_b)
+        score(rows, responses, mode=mode, num_bootstrap=1, seed=seed).answers
+        for responses in (responses_a, responses_b)
     ]
-    by_column: dict[str, list[Row]] = {}
-    for row in rows:
-        if all(row["id"] in one for one in answers):
-            by_column.setdefault(column_of(row["source"], row["relativity"]), []).append(row)
+    by_column = group_by_column(row for row in rows if all(row["id"] in one for one in answers))
     if not by_column:
         raise ValueError("Expected pairs that both models answered, got none.")
     columns, values = {}, []
@@ -58,6 +56,6 @@ def compare(
     adjusted = holm([column["p"] for column in columns.values()])
     for column, value in zip(columns.values(), adjusted, strict=True):
         column["p_holm"] = value
-    low, high = bootstrap_macro_mean(values, replicates=bootstrap, seed=seed)
+    low, high = bootstrap_macro_mean(values, replicates=num_bootstrap, seed=seed)
     difference = float(np.mean([column["difference"] for column in columns.values()]))
     return {"difference": difference, "low": low, "high": high, "columns": columns}

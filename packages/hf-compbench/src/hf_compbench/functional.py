@@ -45,6 +45,12 @@ def apply_swap(answers: Answers, swap_maps: Sequence[Sequence[int]]) -> Answers:
     return np.array([mapping[answer] if answer >= 0 else UNPARSED for answer, mapping in pairs], dtype=np.int64)
 
 
+def is_right(answers: Answers, gold: Answers) -> npt.NDArray[np.bool_]:
+    """Returns which answers are the gold one; nothing is right where the gold answer is no option (-1)."""
+    right: npt.NDArray[np.bool_] = (answers == gold) & (gold >= 0)
+    return right
+
+
 def rotate_options(options: Sequence[str], shift: int) -> tuple[list[str], list[int]]:
     """Returns the options moved by `shift` places in a circle, and for each new place the index it had before.
 
@@ -67,14 +73,14 @@ def compute_swap_metrics(gold: Answers, first: Answers, second: Answers, mapped_
     With `c1` and `c2` for being right in the two orders: `accuracy` is the mean of (c1 + c2) / 2, `pair_accuracy` the
     mean of c1 c2 (1/4 for independent coin flips between two sides, 0 for a constant side), `consistency` the share of
     parsed answers that mean the same in both orders. `coverage` is the share of replies that could be parsed; what
-    could not is wrong and inconsistent.
+    could not is wrong and inconsistent. Where the gold answer is no option (-1) every answer is wrong.
 
     Args:
         gold, first: answers to the original order, shape `(num_pairs,)`.
         second: answers to the swapped order as given.
         mapped_second: those translated back by [`apply_swap`].
     """
-    right_first, right_second = first == gold, mapped_second == gold
+    right_first, right_second = is_right(first, gold), is_right(mapped_second, gold)
     return {
         "accuracy": float((right_first.mean() + right_second.mean()) / 2),
         "accuracy_first": float(right_first.mean()),
@@ -86,20 +92,25 @@ def compute_swap_metrics(gold: Answers, first: Answers, second: Answers, mapped_
 
 
 def compute_side_metrics(
-    left: npt.NDArray[np.bool_],
-    right: npt.NDArray[np.bool_],
-    gold_left: npt.NDArray[np.bool_],
-    gold_right: npt.NDArray[np.bool_],
+    options: Sequence[Sequence[str]], gold: Answers, first: Answers, second: Answers
 ) -> dict[str, float]:
-    """Returns how far answers lean to one side, over both orders pooled.
+    """Returns how far answers lean to one side, over both orders pooled; nothing where some options are no sides.
 
     `bias` is P(answer = Left) - P(gold = Left); `accuracy_left` and `accuracy_right` are over the questions whose gold
     is that side, `side_gap` their difference (nan without questions of one side).
 
     Args:
-        left, right: whether the answer is that side, shape `(num_replies,)`.
-        gold_left, gold_right: whether the gold answer is.
+        options: of each question.
+        gold, first: answers to the original order, shape `(num_pairs,)`.
+        second: answers to the swapped order as given.
     """
+    if not all(side in choices for choices in options for side in SIDES):
+        return {}
+    swapped_gold = apply_swap(gold, [build_swap_map(choices) for choices in options])
+    golds, answers = np.concatenate([gold, swapped_gold]), np.concatenate([first, second])
+    index = {side: np.array([list(choices).index(side) for choices in options] * 2) for side in SIDES}
+    left, right = (answers == index[side] for side in SIDES)
+    gold_left, gold_right = (golds == index[side] for side in SIDES)
     accuracy_left = float(left[gold_left].mean()) if gold_left.any() else float("nan")
     accuracy_right = float(right[gold_right].mean()) if gold_right.any() else float("nan")
     return {
@@ -134,7 +145,7 @@ def debias(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], swap
     return best if (mean == mean[best]).sum() == 1 else UNPARSED
 
 
-def macro_means(values: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
+def compute_macro_means(values: Mapping[str, float], groups: Mapping[str, str]) -> dict[str, float]:
     """Returns the mean over columns for each group, e.g. for each kind of comparison, keyed by group.
 
     Args:

@@ -51,7 +51,7 @@ def build_report(
     >>> from hf_compbench import build_report, load_compbench, score
     >>> from hf_compbench.runners import HeuristicRunner, run_model
     >>> ds = load_compbench("mini", num_pairs=8, relativities=("quantity",), image_size=64)
-    >>> scores = score(ds, run_model(ds, HeuristicRunner("left")), bootstrap=100)
+    >>> scores = score(ds, run_model(ds, HeuristicRunner("left")), num_bootstrap=100)
     >>> build_report(ds, scores).count("<figure>")
     6
 
@@ -80,7 +80,7 @@ def save_report(path: str | Path, dataset: datasets.Dataset, scores: Scores, **o
     >>> from hf_compbench.runners import HeuristicRunner, run_model
     >>> ds = load_compbench("mini", num_pairs=8, relativities=("quantity",), image_size=64)
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "report.html"
-    >>> save_report(path, ds, score(ds, run_model(ds, HeuristicRunner("left")), bootstrap=100))
+    >>> save_report(path, ds, score(ds, run_model(ds, HeuristicRunner("left")), num_bootstrap=100))
     >>> path.read_text()[:15]
     '<!doctype html>'
 

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hf_compbench import functional
-from hf_compbench.baselines import majority_share, uniform_chance
+from hf_compbench.baselines import majority_share, option_prior, prior_accuracy, question_prior, uniform_chance
 from hf_compbench.extraction import extract_answer, extract_as_paper
 from hf_compbench.functional import UNPARSED
 from hf_compbench.intervals import bootstrap_macro_mean, clustered_standard_error, wilson_interval
-from hf_compbench.sources import column_of
+from hf_compbench.sources import group_by_column
 
 Row = Mapping[str, Any]
 Mode = Literal["strict", "paper"]
@@ -21,6 +21,11 @@ ORDERS = ("12", "21")
 """Image orders: as the row has them, and exchanged."""
 
 _NEEDED = ("id", "relativity", "source", "question", "options", "answer", "group_id")
+_WANTED = (*_NEEDED, "image_2_key")
+Found = dict[tuple[str, str], list[int]]
+"""By (row id, image order) the answers as option indices, one for each shift of the options, shift 0 first."""
+_TABLE = ("chance", "majority", "option_prior", "question_prior", "pair_accuracy", "consistency", "bias", "coverage")
+_ALWAYS = ("chance", "majority", "pair_accuracy", "consistency", "bias", "coverage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +34,18 @@ class Scores:
 
     Args:
         columns: by column code, in the order of the data: `n`, `accuracy` with its Wilson interval `low` and `high`,
-            `standard_error` over groups, `chance`, `majority`, and where both image orders were asked
-            `pair_accuracy`, `consistency`, `bias`, `side_gap`, ...; where options were scored in both orders
-            `debiased_accuracy`, that of the option with the best mean score.
+            `standard_error` over groups, `chance`, `majority`; with `train` the accuracy of `option_prior` and
+            `question_prior`; where both image orders were asked `pair_accuracy`, `consistency`, `bias`, `side_gap`,
+            ...; where options were scored in both orders `debiased_accuracy`, that of the option with the best mean
+            score; where options were shown in several shifts `option_consistency`.
         relativities: mean accuracy of each kind of comparison over its columns.
         macro: mean accuracy over columns, `macro_low` and `macro_high` its 95 percent bootstrap interval.
         macro_relativities: mean over the kinds of comparison.
         micro: accuracy over all pairs.
         steps: how many replies each step of the extraction ladder read.
-        missing: number of (pair, order) without a reply; they are in no accuracy.
+        missing: number of (pair, order) without a reply; they are in no accuracy. Composites have one order.
         answers: by row id the answers as option indices: `gold`, `first`, `second` (as given, for the swapped order),
-            `right`.
+            `right` (the share of its replies that are).
 
     Example:
 
@@ -47,7 +53,7 @@ class Scores:
     >>> from hf_compbench import score
     >>> row = {"id": "a", "relativity": "emotion", "source": "celeba", "question": "Which person smiles more?",
     ...        "options": ["Left", "Right"], "answer": 0, "group_id": "g"}
-    >>> score([row], [{"id": "a", "reply": "Left"}], bootstrap=10).to_metrics()["acc/CE"]
+    >>> score([row], [{"id": "a", "reply": "Left"}], num_bootstrap=10).to_metrics()["acc/CE"]
     1.0
 
     ```
@@ -76,33 +82,46 @@ class Scores:
         flat |= {f"acc/{name}": value for name, value in self.relativities.items()}
         return {**flat, "macro": self.macro, "macro8": self.macro_relativities, "micro": self.micro}
 
-    def to_table(self) -> str:
-        """Returns the columns as a Markdown table, in percent."""
-        names = ["chance", "majority", "pair_accuracy", "consistency", "bias", "coverage"]
-        lines = [["column", "n", "accuracy", *names]]
+    def to_table(self, baselines: Mapping[str, "Scores"] | None = None) -> str:
+        """Returns the columns as a Markdown table, in percent; what is missing is said below.
+
+        Args:
+            baselines: scores of other runs whose accuracy stands beside, e.g. `{"blank images": scores}`.
+        """
+        others = dict(baselines or {})
+        names = [name for name in _TABLE if name in _ALWAYS or any(name in one for one in self.columns.values())]
+        lines = [["column", "n", "accuracy", *names, *others]]
         for code, column in self.columns.items():
-            interval = f"{column['accuracy']:.1%} [{100 * column['low']:.1f}, {100 * column['high']:.1f}]"
-            cells = [
-                f"{100 * column[name]:{'+' if name == 'bias' else ''}.1f}%" if name in column else "" for name in names
-            ]
-            lines.append([code, str(int(column["n"])), interval, *cells])
-        macro = f"{self.macro:.1%} [{100 * self.macro_low:.1f}, {100 * self.macro_high:.1f}]"
-        lines.append(
-            ["macro mean", str(int(sum(column["n"] for column in self.columns.values()))), macro, *[""] * len(names)]
-        )
+            cells = [_percent(column, name) for name in names]
+            cells += [_percent(other.columns.get(code, {}), "accuracy") for other in others.values()]
+            accuracy = _with_interval(column["accuracy"], column["low"], column["high"])
+            lines.append([code, str(int(column["n"])), accuracy, *cells])
+        macro = _with_interval(self.macro, self.macro_low, self.macro_high)
+        total = str(int(sum(column["n"] for column in self.columns.values())))
+        means = [f"{100 * other.macro:.1f}%" for other in others.values()]
+        lines.append(["macro mean", total, macro, *[""] * len(names), *means])
         widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
         lines.insert(1, ["-" * width for width in widths])
-        return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+        table = "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
+        return table + (f"\n\nMissing: {self.missing} replies, in no accuracy." if self.missing else "")
 
     def __str__(self) -> str:
         return self.to_table()
+
+
+def _percent(column: Mapping[str, float], name: str) -> str:
+    return f"{100 * column[name]:{'+' if name == 'bias' else ''}.1f}%" if name in column else ""
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{100 * value:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def read_rows(dataset: Iterable[Row]) -> list[dict[str, Any]]:
     """Returns the columns that scoring needs, images untouched, with relativity and source as names."""
     table: Any = dataset
     if hasattr(table, "select_columns"):
-        table = table.select_columns([name for name in _NEEDED if name in (table.column_names or _NEEDED)])
+        table = table.select_columns([name for name in _WANTED if name in (table.column_names or _NEEDED)])
     names = {}
     for column in ("relativity", "source"):
         feature = (getattr(table, "features", None) or {}).get(column)
@@ -123,44 +142,102 @@ def read_answer(row: Row, response: Row, mode: Mode = "strict") -> tuple[int, st
     and `shift` if its options were shown moved by so many places.
     """
     options, origin = functional.rotate_options(row["options"], int(response.get("shift", 0)))
-    scores = response.get("scores")
+    scores, reply = response.get("scores"), response.get("reply")
     if scores is not None:
         if len(scores) != len(options):
             raise ValueError(f"Expected {len(options)} scores for row {row['id']!r}, got {len(scores)}.")
         best = max(scores)
         index, step = (list(scores).index(best), "scores") if list(scores).count(best) == 1 else (UNPARSED, "unparsed")
-    elif mode == "paper":
-        found = extract_as_paper(response["reply"], options)
-        index, step = found.index, found.step
+    elif not isinstance(reply, str):
+        raise ValueError(f"Expected a text `reply` or `scores` in the response to row {row['id']!r}, got {reply!r}.")
     else:
-        found = extract_answer(response["reply"], options, row["question"])
-        index, step = found.index, found.step
+        read = extract_as_paper(reply, options) if mode == "paper" else extract_answer(reply, options, row["question"])
+        index, step = read.index, read.step
     return (origin[index] if index >= 0 else UNPARSED), step
 
 
-def _debiased(rows: Sequence[Row], responses: Iterable[Row]) -> dict[str, bool]:
-    """Returns by row id whether the option with the best mean score over both image orders is right."""
-    scores = {
-        (response["id"], response.get("order", "12")): np.array(response["scores"])
-        for response in responses
-        if response.get("scores") is not None and not response.get("shift", 0)
-    }
-    return {
-        row["id"]: functional.debias(
-            scores[row["id"], "12"], scores[row["id"], "21"], functional.build_swap_map(row["options"])
-        )
-        == row["answer"]
-        for row in rows
-        if all((row["id"], order) in scores for order in ORDERS)
-    }
+def score(
+    dataset: Iterable[Row],
+    responses: Iterable[Row],
+    *,
+    mode: Mode = "strict",
+    train: Iterable[Row] | None = None,
+    num_bootstrap: int = 10_000,
+    seed: int = 0,
+) -> Scores:
+    """Returns accuracy and swap metrics for each column, with intervals.
+
+    An unparsed reply is wrong, and so is every reply to a row whose label is none of its options. A pair without any
+    reply (not asked yet, or an error) is left out and counted in `missing`. Accuracy is the mean over the image orders
+    and the shifts of options that were asked; the metrics of both orders are those of shift 0.
+
+    Args:
+        dataset: rows in the canonical form (`datasets.Dataset` or dicts); images are not decoded.
+        responses: dicts with `id`, `order` (`"12"` or `"21"`), and `reply` or `scores`; `shift`, `status` if any.
+        mode: `"strict"` reads replies by the extraction ladder, `"paper"` as the authors' scripts did.
+        train: rows to learn priors from, e.g. the val split that goes with a test split: how far one gets without
+            images stands beside the accuracy.
+        num_bootstrap: number of bootstrap samples for the interval of the macro mean.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ValueError: if a column is missing, a response is not of the form, or no reply belongs to a row.
+
+    Example:
+
+    ```python
+    >>> from hf_compbench import score
+    >>> row = {"id": "a", "relativity": "state", "source": "vaw", "question": "Which cup is fuller?",
+    ...        "options": ["Left", "Right"], "answer": 0, "group_id": "g"}
+    >>> replies = [{"id": "a", "order": "12", "reply": "Left"}, {"id": "a", "order": "21", "reply": "left!"}]
+    >>> scores = score([row], replies, num_bootstrap=100)
+    >>> scores.columns["VA-s"]["accuracy"], scores.columns["VA-s"]["pair_accuracy"]
+    (0.5, 0.0)
+
+    ```
+    """
+    if mode not in ("strict", "paper"):
+        raise ValueError(f"Expected `mode` to be 'strict' or 'paper', got {mode!r}.")
+    rows: list[dict[str, Any]] = read_rows(dataset)
+    responses = list(responses)
+    found, steps = _collect(rows, responses, mode)
+    debiased = _debiased(rows, responses)
+    learned = None if train is None else group_by_column(read_rows(train))
+    columns, values = {}, []
+    answers: dict[str, dict[str, Any]] = {}
+    by_column = group_by_column(row for row in rows if any((row["id"], order) in found for order in ORDERS))
+    for code, members in by_column.items():
+        columns[code], right = _score_column(members, found)
+        if both := [debiased[row["id"]] for row in members if row["id"] in debiased]:
+            columns[code]["debiased_accuracy"] = float(np.mean(both))
+        if learned is not None:
+            known = learned.get(code, [])
+            columns[code]["option_prior"] = prior_accuracy(members, option_prior(known, members))
+            columns[code]["question_prior"] = prior_accuracy(members, question_prior(known, members))
+        values.append((right, [row["group_id"] for row in members]))
+        answers |= _answers_of(members, right, found)
+    accuracies = {code: column["accuracy"] for code, column in columns.items()}
+    kinds = {code: members[0]["relativity"] for code, members in by_column.items()}
+    relativities = functional.compute_macro_means(accuracies, kinds)
+    low, high = bootstrap_macro_mean(values, replicates=num_bootstrap, seed=seed)
+    return Scores(
+        columns=columns,
+        relativities=relativities,
+        macro=float(np.mean(list(accuracies.values()))),
+        macro_low=low,
+        macro_high=high,
+        macro_relativities=float(np.mean(list(relativities.values()))),
+        micro=float(np.concatenate([right for right, _ in values]).mean()),
+        steps=dict(steps),
+        missing=_count_missing(rows, found),
+        answers=answers,
+    )
 
 
-def _collect(
-    rows: Sequence[Row], responses: Iterable[Row], mode: Mode
-) -> tuple[dict[tuple[str, str], list[int]], Counter[str]]:
-    """Returns the answers by (id, order), those with `shift` 0 first, and how they were read."""
+def _collect(rows: Sequence[Row], responses: Iterable[Row], mode: Mode) -> tuple[Found, Counter[str]]:
+    """Returns the answers, and how they were read."""
     by_id: dict[str, Row] = {row["id"]: row for row in rows}
-    found: dict[tuple[str, str], list[int]] = {}
+    found: Found = {}
     steps: Counter[str] = Counter()
     seen: set[tuple[str, str, int]] = set()
     unknown = 0
@@ -190,91 +267,47 @@ def _collect(
     return found, steps
 
 
-def score(
-    dataset: Iterable[Row],
-    responses: Iterable[Row],
-    *,
-    mode: Mode = "strict",
-    bootstrap: int = 10_000,
-    seed: int = 0,
-) -> Scores:
-    """Returns accuracy and swap metrics for each column, with intervals.
+def _count_missing(rows: Sequence[Row], found: Found) -> int:
+    """The number of (row, order) without a reply, of the orders that were asked; one picture of both has one order."""
+    orders = {order for _, order in found}
+    return sum(
+        (row["id"], order) not in found
+        for row in rows
+        for order in (orders if row.get("image_2_key") != "" else orders & {"12"})
+    )
 
-    An unparsed reply is wrong. A pair without any reply (not asked yet, or an error) is left out and counted in
-    `missing`. Where a pair was asked in both image orders its accuracy is the mean of both.
 
-    Args:
-        dataset: rows in the canonical form (`datasets.Dataset` or dicts); images are not decoded.
-        responses: dicts with `id`, `order` (`"12"` or `"21"`), and `reply` or `scores`; `shift`, `status` if any.
-        mode: `"strict"` reads replies by the extraction ladder, `"paper"` as the authors' scripts did.
-        bootstrap: number of bootstrap samples for the interval of the macro mean.
-        seed: seed of the bootstrap.
-
-    Raises:
-        ValueError: if a column is missing, or no reply belongs to a row.
-
-    Example:
-
-    ```python
-    >>> from hf_compbench import score
-    >>> row = {"id": "a", "relativity": "state", "source": "vaw", "question": "Which cup is fuller?",
-    ...        "options": ["Left", "Right"], "answer": 0, "group_id": "g"}
-    >>> replies = [{"id": "a", "order": "12", "reply": "Left"}, {"id": "a", "order": "21", "reply": "left!"}]
-    >>> scores = score([row], replies, bootstrap=100)
-    >>> scores.columns["VA-s"]["accuracy"], scores.columns["VA-s"]["pair_accuracy"]
-    (0.5, 0.0)
-
-    ```
-    """
-    if mode not in ("strict", "paper"):
-        raise ValueError(f"Expected `mode` to be 'strict' or 'paper', got {mode!r}.")
-    rows: list[dict[str, Any]] = read_rows(dataset)
-    responses = list(responses)
-    found, steps = _collect(rows, responses, mode)
-    debiased = _debiased(rows, responses)
-    by_column: dict[str, list[Row]] = {}
-    missing = 0
-    expected = {order for _, order in found}
+def _debiased(rows: Sequence[Row], responses: Iterable[Row]) -> dict[str, bool]:
+    """Returns by row id whether the option with the best mean score over both image orders is right."""
+    scores = {
+        (response["id"], response.get("order", "12")): np.array(response["scores"])
+        for response in responses
+        if response.get("scores") is not None and not response.get("shift", 0)
+    }
+    right = {}
     for row in rows:
-        missing += sum((row["id"], order) not in found for order in expected)
-        if any((row["id"], order) in found for order in ORDERS):
-            by_column.setdefault(column_of(row["source"], row["relativity"]), []).append(row)
-    columns, values = {}, []
-    answers: dict[str, dict[str, Any]] = {}
-    for code, members in by_column.items():
-        columns[code], right = _score_column(members, found)
-        if both := [debiased[row["id"]] for row in members if row["id"] in debiased]:
-            columns[code]["debiased_accuracy"] = float(np.mean(both))
-        values.append((right, [row["group_id"] for row in members]))
-        for member, value in zip(members, right.tolist(), strict=True):
-            answers[member["id"]] = {"gold": member["answer"], "right": value} | {
-                name: found[member["id"], order][0]
-                for name, order in (("first", "12"), ("second", "21"))
-                if (member["id"], order) in found
-            }
-    accuracies = {code: column["accuracy"] for code, column in columns.items()}
-    relativities = functional.macro_means(
-        accuracies, {code: rows[0]["relativity"] for code, rows in by_column.items()}
-    )
-    low, high = bootstrap_macro_mean(values, replicates=bootstrap, seed=seed)
-    return Scores(
-        columns=columns,
-        relativities=relativities,
-        macro=float(np.mean(list(accuracies.values()))),
-        macro_low=low,
-        macro_high=high,
-        macro_relativities=float(np.mean(list(relativities.values()))),
-        micro=float(np.concatenate([right for right, _ in values]).mean()),
-        steps=dict(steps),
-        missing=missing,
-        answers=answers,
-    )
+        if all((row["id"], order) in scores for order in ORDERS):
+            first, second = (scores[row["id"], order] for order in ORDERS)
+            best = functional.debias(first, second, functional.build_swap_map(row["options"]))
+            right[row["id"]] = best == row["answer"] and best >= 0
+    return right
 
 
-def _score_column(
-    rows: Sequence[Row], found: Mapping[tuple[str, str], list[int]]
-) -> tuple[dict[str, float], npt.NDArray[np.float64]]:
-    """Returns the numbers of one column, and how right each pair is (0, 0.5 or 1)."""
+def _answers_of(rows: Sequence[Row], right: npt.NDArray[np.float64], found: Found) -> dict[str, dict[str, Any]]:
+    """Returns what was answered to each row, for [`Scores.answers`]."""
+    answers = {}
+    for row, value in zip(rows, right.tolist(), strict=True):
+        given = {
+            name: found[row["id"], order][0]
+            for name, order in zip(("first", "second"), ORDERS, strict=True)
+            if (row["id"], order) in found
+        }
+        answers[row["id"]] = {"gold": row["answer"], "right": value, **given}
+    return answers
+
+
+def _score_column(rows: Sequence[Row], found: Found) -> tuple[dict[str, float], npt.NDArray[np.float64]]:
+    """Returns the numbers of one column, and how right each pair is (the share of its replies that are)."""
     gold = np.array([row["answer"] for row in rows], dtype=np.int64)
     swap_maps = [functional.build_swap_map(row["options"]) for row in rows]
     given = {
@@ -282,9 +315,7 @@ def _score_column(
         for order in ORDERS
     }
     asked = {order: np.array([(row["id"], order) in found for row in rows]) for order in ORDERS}
-    mapped = functional.apply_swap(given["21"], swap_maps)
-    right = {"12": (given["12"] == gold) & asked["12"], "21": (mapped == gold) & asked["21"]}
-    per_pair = (right["12"].astype(float) + right["21"]) / (asked["12"].astype(float) + asked["21"])
+    per_pair = _share_right(rows, swap_maps, found)
     low, high = wilson_interval(float(per_pair.sum()), len(rows))
     numbers = {
         "n": float(len(rows)),
@@ -298,26 +329,28 @@ def _score_column(
     }
     both = asked["12"] & asked["21"]
     if both.any():
-        swap = functional.compute_swap_metrics(gold[both], given["12"][both], given["21"][both], mapped[both])
+        first, second = given["12"][both], given["21"][both]
+        maps = [mapping for mapping, is_in in zip(swap_maps, both, strict=True) if is_in]
+        swap = functional.compute_swap_metrics(gold[both], first, second, functional.apply_swap(second, maps))
         numbers |= {name: value for name, value in swap.items() if name not in ("accuracy", "coverage")}
         numbers["num_swapped"] = float(both.sum())
-        numbers |= _score_sides([row for row, is_in in zip(rows, both, strict=True) if is_in], given, both, swap_maps)
-    shifted = [found[key] for row in rows for key in ((row["id"], "12"),) if len(found.get(key, [])) > 1]
+        options = [row["options"] for row, is_in in zip(rows, both, strict=True) if is_in]
+        numbers |= functional.compute_side_metrics(options, gold[both], first, second)
+    shifted = [answers for row in rows if len(answers := found.get((row["id"], "12"), [])) > 1]
     if shifted:
-        numbers["option_consistency"] = float(np.mean([len(set(answers)) == 1 for answers in shifted]))
+        same = [len(set(answers)) == 1 and answers[0] != UNPARSED for answers in shifted]
+        numbers["option_consistency"] = float(np.mean(same))
     return numbers, per_pair
 
 
-def _score_sides(
-    rows: Sequence[Row], given: Mapping[str, functional.Answers], both: npt.NDArray[np.bool_], swap_maps: Any
-) -> dict[str, float]:
-    """Returns the side metrics over both orders; nothing for a column whose options are not sides."""
-    if not all("Left" in row["options"] and "Right" in row["options"] for row in rows):
-        return {}
-    maps = [mapping for mapping, is_in in zip(swap_maps, both, strict=True) if is_in]
-    gold = np.array([row["answer"] for row in rows], dtype=np.int64)
-    pooled_gold = np.concatenate([gold, functional.apply_swap(gold, maps)])
-    pooled = np.concatenate([given["12"][both], given["21"][both]])
-    left = np.array([list(row["options"]).index("Left") for row in rows] * 2)
-    right = np.array([list(row["options"]).index("Right") for row in rows] * 2)
-    return functional.compute_side_metrics(pooled == left, pooled == right, pooled_gold == left, pooled_gold == right)
+def _share_right(rows: Sequence[Row], swap_maps: Sequence[list[int]], found: Found) -> npt.NDArray[np.float64]:
+    """Returns for each row the mean over its image orders of the share of shifts that were answered right."""
+    shares = []
+    for row, mapping in zip(rows, swap_maps, strict=True):
+        orders = []
+        for order in ORDERS:
+            if answers := found.get((row["id"], order)):
+                gold = row["answer"] if order == "12" or row["answer"] < 0 else mapping[row["answer"]]
+                orders.append(sum(answer == gold and answer >= 0 for answer in answers) / len(answers))
+        shares.append(sum(orders) / len(orders))
+    return np.array(shares)

@@ -1,6 +1,8 @@
 """The sources of MLLM-CompBench: what each is, how it is reported, and on which terms its images can be had."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 RELATIVITIES = ("attribute", "existence", "state", "emotion", "temporality", "spatiality", "quantity", "quality")
 """The eight kinds of comparison of the paper, in its order."""
@@ -11,6 +13,9 @@ SIDES = ("Left", "Right")
 SIDES_OR_SAME = ("Left", "Right", "Same")
 NONE = "None"
 """The option that says that nothing differs."""
+
+
+Row = TypeVar("Row", bound=Mapping[str, Any])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,3 +169,11 @@ def column_of(source: str, relativity: str) -> str:
         raise ValueError(f"Expected `source` to be one of {', '.join(SOURCE_NAMES)}, got {source!r}.")
     code = SOURCES[source].code
     return f"{code}-{relativity[0]}" if code in ("ST", "VA") else code
+
+
+def group_by_column(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Returns the rows by the code of their reporting column, columns in order of first appearance."""
+    columns: dict[str, list[Row]] = {}
+    for row in rows:
+        columns.setdefault(column_of(row["source"], row["relativity"]), []).append(row)
+    return columns

@@ -141,7 +141,7 @@ def run_model(
     >>> from hf_compbench.runners import HeuristicRunner, run_model
     >>> ds = load_compbench("mini", num_pairs=8, relativities=("quantity",), image_size=64)
     >>> responses = run_model(ds, HeuristicRunner("left"))
-    >>> score(ds, responses, bootstrap=100).columns["MS-quantity"]["pair_accuracy"]
+    >>> score(ds, responses, num_bootstrap=100).columns["MS-quantity"]["pair_accuracy"]
     0.0
 
     ```

@@ -6,7 +6,7 @@ import datasets
 import evaluate
 
 from hf_compbench.extraction import extract_answer
-from hf_compbench.functional import macro_means
+from hf_compbench.functional import compute_macro_means
 from hf_compbench.intervals import wilson_interval
 
 _DESCRIPTION = """Accuracy of answers to two-image comparisons for each reporting column, the mean over columns, over
@@ -25,6 +25,8 @@ Args:
     options (list of list of str): options of each question.
     columns (list of str): column code of each question, e.g. "ST-a".
     relativities (list of str, optional): kind of comparison of each question, for `acc/<relativity>` and `macro8`.
+    questions (list of str, optional): texts of the questions; with them "it is darker than the left one" is no answer
+        to which image is brighter.
 Returns:
     dict: `columns` (accuracy, low, high, n, coverage by column) and the flat `acc/<column>`, `acc/<relativity>`,
     `macro`, `macro8`, `micro`, `coverage`; fractions.
@@ -50,8 +52,10 @@ class CompbenchAccuracy(evaluate.Metric):  # type: ignore[misc]
         options: list[list[str]],
         columns: list[str],
         relativities: list[str] | None = None,
+        questions: list[str] | None = None,
     ) -> dict[str, Any]:
-        for name, values in (("options", options), ("columns", columns), ("relativities", relativities)):
+        given = {"options": options, "columns": columns, "relativities": relativities, "questions": questions}
+        for name, values in given.items():
             if values is not None and len(values) != len(predictions):
                 raise ValueError(f"Expected {len(predictions)} `{name}`, one for each prediction, got {len(values)}.")
         right: dict[str, list[tuple[bool, bool]]] = {}
@@ -59,7 +63,7 @@ class CompbenchAccuracy(evaluate.Metric):  # type: ignore[misc]
         for i, reply in enumerate(predictions):
             if references[i] not in options[i]:
                 raise ValueError(f"Expected the reference {references[i]!r} to be one of its options {options[i]}.")
-            index = extract_answer(reply, options[i]).index
+            index = extract_answer(reply, options[i], questions[i] if questions else "").index
             is_right = index >= 0 and options[i][index] == references[i]
             right.setdefault(columns[i], []).append((is_right, index >= 0))
             groups[columns[i]] = relativities[i] if relativities else ""
@@ -72,7 +76,7 @@ class CompbenchAccuracy(evaluate.Metric):  # type: ignore[misc]
         accuracies = {column: numbers["accuracy"] for column, numbers in table.items()}
         result: dict[str, Any] = {"columns": table, **{f"acc/{column}": value for column, value in accuracies.items()}}
         if relativities:
-            means = macro_means(accuracies, groups)
+            means = compute_macro_means(accuracies, groups)
             result |= {f"acc/{name}": value for name, value in means.items()}
             result["macro8"] = sum(means.values()) / len(means)
         everything = [pair for found in right.values() for pair in found]

@@ -18,6 +18,7 @@ Args:
     references (list of str): texts of the right options for that order.
     swapped_predictions (list of str): replies with the images exchanged, raw.
     options (list of list of str): options of each question; those of the swapped question are the same.
+    questions (list of str, optional): texts of the questions, for replies that compare in words.
 Returns:
     dict: `accuracy`, `accuracy_first`, `accuracy_second`, `pair_accuracy`, `consistency`, `coverage`; where all
     questions have the options Left and Right also `bias`, `accuracy_left`, `accuracy_right`, `side_gap`. Fractions.
@@ -42,8 +43,11 @@ class SwapConsistency(evaluate.Metric):  # type: ignore[misc]
         references: list[str],
         swapped_predictions: list[str],
         options: list[list[str]],
+        questions: list[str] | None = None,
     ) -> dict[str, Any]:
-        for name, values in (("swapped_predictions", swapped_predictions), ("options", options)):
+        texts = [""] * len(predictions) if questions is None else questions
+        given = {"swapped_predictions": swapped_predictions, "options": options, "questions": texts}
+        for name, values in given.items():
             if len(values) != len(predictions):
                 raise ValueError(f"Expected {len(predictions)} `{name}`, one for each prediction, got {len(values)}.")
         for reference, choices in zip(references, options, strict=True):
@@ -51,13 +55,10 @@ class SwapConsistency(evaluate.Metric):  # type: ignore[misc]
                 raise ValueError(f"Expected the reference {reference!r} to be one of its options {choices}.")
         gold = np.array([list(c).index(r) for r, c in zip(references, options, strict=True)])
         first, second = (
-            np.array([extract_answer(reply, c).index for reply, c in zip(replies, options, strict=True)])
+            np.array([extract_answer(*asked).index for asked in zip(replies, options, texts, strict=True)])
             for replies in (predictions, swapped_predictions)
         )
         swap_maps = [build_swap_map(choices) for choices in options]
         result: dict[str, Any] = compute_swap_metrics(gold, first, second, apply_swap(second, swap_maps))
-        if all("Left" in choices and "Right" in choices for choices in options):
-            pooled, golds = np.concatenate([first, second]), np.concatenate([gold, apply_swap(gold, swap_maps)])
-            left, right = (np.array([list(c).index(side) for c in options] * 2) for side in ("Left", "Right"))
-            result |= compute_side_metrics(pooled == left, pooled == right, golds == left, golds == right)
+        result |= compute_side_metrics(options, gold, first, second)
         return result
