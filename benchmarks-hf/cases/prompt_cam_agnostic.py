@@ -38,6 +38,12 @@ def check(inputs: dict[str, Any]) -> None:
         trained = [p for p in inputs[name].parameters() if p.requires_grad]
         assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trained), name
     assert len(inputs["ours"].prompts["layer_0"]) == AGNOSTIC
+    if len(inputs["peer"].prompts["layer_0"]) == AGNOSTIC:  # the same model: the same weights give the same logits
+        ours, peer = (inputs[name].eval() for name in ("ours", "peer"))
+        ours.load_state_dict(peer.state_dict())
+        torch.testing.assert_close(*(model(inputs["pixel_values"]).logits for model in (ours, peer)))
+        ours.train()
+        peer.train()
 
 
 CASE = harness.Timing(
