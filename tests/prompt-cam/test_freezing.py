@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prompt_cam import PromptCAMConfig, PromptCAMForImageClassification, get_prompt_cam_model
+from prompt_cam.backbone import enable_checkpointing
 from support.tiny_vits import BUILDERS, build_inputs, build_vit
 
 CONFIG = PromptCAMConfig(num_classes=5)
@@ -45,9 +46,11 @@ def test_detach_gives_back_modes_checkpointing_and_what_was_frozen(family: str, 
 
 def test_checkpointing_that_was_on_stays_on() -> None:
     backbone = build_vit("vit")
-    backbone.activation_checkpointing_enable()
+    enable_checkpointing(backbone, {"use_reentrant": False}, {})
+    before = read_state(backbone)
+    assert any(before["checkpointing"])
     get_prompt_cam_model(backbone, CONFIG).detach()
-    assert backbone.is_activation_checkpointing
+    assert read_state(backbone) == before
 
 
 def test_loading_is_undone_too(tmp_path: Path) -> None:

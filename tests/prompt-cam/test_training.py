@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 from safetensors import safe_open
@@ -98,11 +97,12 @@ def test_trainer_hands_siglip2_its_masks_and_shapes(tmp_path: Path) -> None:
     model = get_prompt_cam_model(build_vit("siglip2_vision_model"), PromptCAMConfig(num_classes=3))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     inputs = build_inputs("siglip2_vision_model", batch_size=6)
-    columns = {name: column.tolist() for name, column in inputs.items()}
-    columns |= {"labels": [0, 1, 2, 0, 1, 2], "note": ["a", "b", "c", "d", "e", "f"]}
-    dataset = datasets.Dataset.from_dict(columns).with_format("torch")
+    rows = [
+        {**{name: column[index] for name, column in inputs.items()}, "labels": index % 3, "note": f"image {index}"}
+        for index in range(6)
+    ]
     arguments = TrainingArguments(str(tmp_path), max_steps=2, use_cpu=True, report_to="none", disable_tqdm=True)
-    Trainer(model=model, args=arguments, train_dataset=dataset).train()
+    Trainer(model=model, args=arguments, train_dataset=rows).train()
     assert all((tensor != before[name]).any() for name, tensor in model.state_dict().items() if name != "head.bias")
 
 
