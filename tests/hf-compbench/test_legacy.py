@@ -116,10 +116,17 @@ def test_quality_is_one_picture(name):
         ("/home/x/dataset/fer-2013/test/im1.png", "fer_2013", "fer-2013/test/im1.png", ["absolute_path"]),
         ("../../etc/celeba/../passwd", "celeba", "celeba/passwd", ["unsafe_path"]),
         ("celeba/1.jpg", "celeba", "celeba/1.jpg", []),
+        ("/data/celeba/x/celeba/1.jpg", "celeba", "celeba/1.jpg", ["absolute_path"]),
     ],
 )
 def test_paths_are_mended(path, source, key, issues):
     assert normalise_path(path, source) == (key, issues)
+
+
+def test_similarities_that_are_no_number_are_an_issue():
+    entry = {"image_1": "celeba/1.jpg", "image_2": "celeba/2.jpg", "question": SMILE, "answer": "Left"}
+    row = normalise_entry({**entry, "CLIP": "n/a"}, "celeba")
+    assert (row["clip_similarity"], row["issues"]) == (None, ["bad_similarity"])
 
 
 def test_answers_that_are_no_option_stay_visible():

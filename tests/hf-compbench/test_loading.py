@@ -9,29 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_compbench import build_compbench, load_compbench, resolve_images
+from hf_compbench import audit_pairs, build_compbench, load_compbench, resolve_images, score
 from hf_compbench.features import build_features
+from hf_compbench.runners import HeuristicRunner, run_model
 from hf_compbench.splits import split_clean, split_official
-
-SIZES = {  # of the specification: column -> source, relativity, total, test
-    "ST-a": ("mit_states", "attribute", 183, 146),
-    "FA": ("fashionpedia", "attribute", 2435, 1948),
-    "VA-s": ("vaw", "state", 470, 376),
-    "SN": ("soccernet", "temporality", 8316, 6652),
-    "QB": ("q_bench2", "quality", 1000, 800),
-    "ND": ("nyu_depth_v2", "spatiality", 1858, 1486),
-    "FE": ("fer_2013", "emotion", 3783, 3026),
-}
 
 
 def rows_of(source, relativity, n):
     return [{"source": source, "relativity": relativity, "number": i} for i in range(n)]
-
-
-def test_official_split_has_the_published_sizes():
-    splits = split_official([row for s, r, n, _ in SIZES.values() for row in rows_of(s, r, n)])
-    counts = Counter((row["source"], row["relativity"]) for row in splits["official_test"])
-    assert counts == {(s, r): test for s, r, _, test in SIZES.values()}
 
 
 def test_official_split_is_the_reference_s_shuffle():
@@ -110,6 +95,59 @@ def test_swapping_to_balance_keeps_the_answer_true(labels):
         winner = row["image_1_key"] if row["answer_text"] == "Left" else row["image_2_key"]
         assert int(winner.split("/")[1][:-4]) < 50  # in the file the first image wins, and it is below 50
         assert row["options"][row["answer"]] == row["answer_text"]
+
+
+def test_exact_duplicates_can_be_asked_and_scored(labels):
+    ds = load_compbench("emotion", "official_test", path=labels[0], image_root=labels[1], accept_terms=True)
+    ds = datasets.concatenate_datasets(
+        [ds, load_compbench("emotion", "official_val", path=labels[0], image_root=labels[1], accept_terms=True)]
+    )
+    assert len(set(ds["id"])) == ds.num_rows == 42
+    repeated = [row for row in ds.select_columns(["id", "issues"]) if "duplicate" in row["issues"]]
+    assert [row["id"][-2:] for row in repeated] == ["#2"]
+    scores = score(ds, run_model(ds, HeuristicRunner("left")), num_bootstrap=10)
+    assert (scores.columns["CE"]["n"], scores.missing) == (42, 0)
+
+
+def test_contradictory_labels_are_marked_and_left_out(tmp_path):
+    entry = {"question": "Which person smiles more?", "answer": "Left"}
+    pairs = [("1", "2", "Left"), ("2", "1", "Left"), ("3", "4", "Left"), ("4", "3", "Right")]
+    pairs += [(f"5{i}", f"6{i}", "Left") for i in range(8)]
+    entries = [{**entry, "image_1": f"celeba/{a}", "image_2": f"celeba/{b}", "answer": side} for a, b, side in pairs]
+    (tmp_path / "celebA_label.json").write_text(json.dumps(entries))
+    test, val = (load_compbench("all", f"official_{part}", path=tmp_path) for part in ("test", "val"))
+    issues = {row["image_1_key"][7:]: row["issues"] for row in (*test, *val)}
+    assert issues["1"] == ["contradiction"]
+    assert issues["2"] == ["contradiction", "duplicate"]
+    assert (issues["3"], issues["4"], issues["50"]) == ([], ["duplicate"], [])
+    clean = [row for name in ("clean_test", "clean_val") for row in load_compbench("all", name, path=tmp_path)]
+    assert sorted(min(row["image_1_key"], row["image_2_key"])[7:8] for row in clean) == ["3", *"55555555"]
+
+
+def test_columns_of_one_source_share_no_image_across_clean_splits(tmp_path):
+    """The attribute and the state labels of VAW ask about the same images."""
+    entries = [
+        {
+            "image_1": f"vaw/{i % 25}.jpg",
+            "image_2": f"vaw/{i % 25 + 100}.jpg",
+            "question": f"Which is {i}?",
+            "answer": "Left",
+            "type": ("Color", "State")[i // 25 % 2],
+        }
+        for i in range(100)
+    ]
+    (tmp_path / "vaw_label.json").write_text(json.dumps(entries))
+    test, val = (load_compbench("all", f"clean_{part}", path=tmp_path) for part in ("test", "val"))
+    assert not {*test["image_1_key"], *test["image_2_key"]} & {*val["image_1_key"], *val["image_2_key"]}
+    assert {*test["group_id"]}.isdisjoint(val["group_id"])
+    # The audit sees what a split by column would share.
+    color, state = (
+        test.select([i for i, t in enumerate(test["subtype"]) if t == kind]) for kind in ("Color", "State")
+    )
+    shared = {
+        check.column: check.value for check in audit_pairs(color, state).checks if check.name == "images in both"
+    }
+    assert shared["VA-a"] > 0
 
 
 def test_clean_split_does_not_depend_on_the_order_of_the_file(labels):

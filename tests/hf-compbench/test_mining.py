@@ -268,6 +268,17 @@ def test_audit_finds_option_priors_duplicates_self_pairs_and_bad_labels():
     assert (failed["self pairs"], failed["repeated pairs"], failed["answers that are no option"]) == (1, 1, 1)
 
 
+def test_audit_says_where_it_cannot_tell():
+    details = {check.name: check.detail for check in audit_pairs(sided_rows(8)).checks}
+    assert details["question prior"].startswith("too few to tell")
+    assert not any("too few" in check.detail for check in audit_pairs(sided_rows(60)).checks)
+
+
+def test_composites_keep_their_sides():
+    rows = [{**row, "image_2_key": ""} for row in sided_rows(10)]
+    assert balance_sides(rows) == rows
+
+
 def test_audit_report_as_html_and_dict(mini):
     report = audit_pairs(mini)
     assert report.passed, str(report)

@@ -8,6 +8,7 @@ from hf_compbench.intervals import wilson_interval
 from hf_compbench.loading import build_compbench, load_compbench
 from hf_compbench.metric_paths import metric_path
 from hf_compbench.mining import PairRule, mine_pairs
+from hf_compbench.predictions import read_predictions
 from hf_compbench.report import build_report, save_report
 from hf_compbench.scoring import Scores, score
 
@@ -26,6 +27,7 @@ __all__ = [
     "load_compbench",
     "metric_path",
     "mine_pairs",
+    "read_predictions",
     "resolve_images",
     "save_report",
     "score",

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from hf_compbench.baselines import image_prior, option_prior, question_prior
+from hf_compbench.baselines import image_prior, labelled, option_prior, prior_accuracy, question_prior
+from hf_compbench.features import pair_key
 from hf_compbench.functional import UNPARSED
 from hf_compbench.groups import hash_unit
 from hf_compbench.scoring import read_rows
-from hf_compbench.sources import column_of
+from hf_compbench.sources import group_by_column
 
 Row = Mapping[str, Any]
 SIGMAS = 3.0
@@ -112,9 +113,11 @@ def audit_pairs(dataset: Iterable[Row], train: Iterable[Row] | None = None) -> A
 
     For each column: `question prior` (the most frequent answer to the same question text), `option prior` (the most
     frequent answer among those offered), `image prior` (which image won before), each learned on `train` or, without
-    it, on the other folds of the set (folds split by `group_id`); `side balance`; `self pairs`, `repeated pairs`,
-    `answers that are no option`; and with `train` `images in both`, `pairs in both`. A prior fails above chance plus
-    three standard errors; what it has not seen counts as chance.
+    it, on the other folds of the set; `side balance`; `self pairs`, `repeated pairs`, `answers that are no option`;
+    and with `train` `images in both`, `pairs in both`, over all columns of the source. A prior fails above chance plus
+    three standard errors; what it has not seen counts as chance. Where that limit is 1 there are too few rows to tell,
+    which `detail` says. Folds are split by `group_id`, so that without `train` no image is seen before and the image
+    prior has nothing to find.
 
     Args:
         dataset: canonical rows to audit.
@@ -135,21 +138,13 @@ def audit_pairs(dataset: Iterable[Row], train: Iterable[Row] | None = None) -> A
     """
     rows = _read(dataset)
     others = None if train is None else _read(train)
-    columns: dict[str, list[Row]] = {}
-    for row in rows:
-        columns.setdefault(column_of(row["source"], row["relativity"]), []).append(row)
+    learned = None if others is None else group_by_column(labelled(others))
     checks: list[Check] = []
-    for code, members in columns.items():
-        labelled = [row for row in members if row["answer"] >= 0]
-        known = None
-        if others is not None:
-            known = [
-                row for row in others if row["answer"] >= 0 and column_of(row["source"], row["relativity"]) == code
-            ]
+    for code, members in group_by_column(rows).items():
         checks += _check_counts(code, members, others)
-        if labelled:
-            checks += _check_priors(code, labelled, known)
-            checks += _check_sides(code, labelled)
+        if usable := labelled(members):
+            checks += _check_priors(code, usable, None if learned is None else learned.get(code, []))
+            checks += _check_sides(code, usable)
     return AuditReport(checks)
 
 
@@ -165,23 +160,19 @@ def _read(dataset: Iterable[Row]) -> list[dict[str, Any]]:
     return read_rows(rows)
 
 
-def _pair_key(row: Row) -> tuple[str, ...]:
-    return (*sorted((row["image_1_key"], row["image_2_key"])), row["question"])
-
-
 def _check_counts(code: str, rows: Sequence[Row], others: Sequence[Row] | None) -> list[Check]:
     n = len(rows)
-    pairs = Counter(_pair_key(row) for row in rows)
+    pairs = Counter(pair_key(row) for row in rows)
     counts = {
         "self pairs": sum(row["image_1_key"] == row["image_2_key"] for row in rows),
         "repeated pairs": n - len(pairs),
         "answers that are no option": sum(row["answer"] < 0 for row in rows),
     }
     if others is not None:
-        theirs = [row for row in others if column_of(row["source"], row["relativity"]) == code]
+        theirs = [row for row in others if row["source"] == rows[0]["source"]]
         seen = {row[key] for row in theirs for key in _EXTRA if row[key]}
         counts["images in both"] = len({row[key] for row in rows for key in _EXTRA} & seen)
-        counts["pairs in both"] = len(set(pairs) & {_pair_key(row) for row in theirs})
+        counts["pairs in both"] = len(set(pairs) & {pair_key(row) for row in theirs})
     return [Check(name=name, column=code, n=n, value=float(count), limit=0.0) for name, count in counts.items()]
 
 
@@ -204,14 +195,13 @@ def _check_priors(code: str, rows: Sequence[Row], train: Sequence[Row] | None) -
             checks.append(Check(name=name, column=code, n=0, value=0.0, limit=0.0, detail="no image was seen before"))
             continue
         chances = [1 / len(row["options"]) for row, _ in asked]
-        right = [
-            chance if guess == UNPARSED else guess == row["answer"]
-            for (row, guess), chance in zip(asked, chances, strict=True)
-        ]
+        value = prior_accuracy(*zip(*asked, strict=True))
         n, chance = len(asked), sum(chances) / len(chances)
         limit = chance + SIGMAS * math.sqrt(chance * (1 - chance) / n)
         detail = _worst_question(rows) if name == "question prior" else ""
-        checks.append(Check(name=name, column=code, n=n, value=sum(right) / n, limit=limit, detail=detail))
+        if limit >= 1:
+            detail = "; ".join(filter(None, ["too few to tell", detail]))
+        checks.append(Check(name=name, column=code, n=n, value=value, limit=limit, detail=detail))
     return checks
 
 

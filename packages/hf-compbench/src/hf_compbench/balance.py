@@ -26,12 +26,12 @@ def balance_sides(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> list[dict
     """Returns the rows in their order, for each question as many with the answer Left as Right.
 
     Which ones is drawn by a hash of seed and id, so that it depends neither on the order of the rows nor on how they
-    came. Of a question with an odd number one is left over; those take sides in turn. Rows
-    whose answer is no side stay.
+    came. Of a question with an odd number one is left over; those take sides in turn. Rows whose answer is no side
+    stay, and so do composites: the two images of one picture cannot be exchanged.
     """
     by_question: dict[str, list[int]] = {}
     for place, row in enumerate(rows):
-        if row["answer"] >= 0 and row["options"][row["answer"]] in SIDES:
+        if row["answer"] >= 0 and row["options"][row["answer"]] in SIDES and row.get("image_2_key") != "":
             by_question.setdefault(row["question"], []).append(place)
 
     def draw(places: list[int]) -> list[int]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,9 @@ def build_features() -> datasets.Features:
 
     `image_1` is Left or First, `image_2` Right or Second; `composite` holds both where they come as one picture. All
     three are empty until images are resolved. `image_1_key` and `image_2_key` say which image it is: its path below
-    the folder of images, or the sha256 of its bytes for images of our own. `answer` is an index into `options`, -1
-    where the label is none of them. `group_id` is equal for pairs that share an image, directly or over other pairs.
-    `issues` lists what is odd about the label, `meta` holds the rest as JSON.
+    the folder of images, or a sha256 of its size and pixels for images of our own; a composite has the first only.
+    `answer` is an index into `options`, -1 where the label is none of them. `group_id` is equal for pairs that share
+    an image, directly or over other pairs. `issues` lists what is odd about the label, `meta` holds the rest as JSON.
     """
     string = datasets.Value("string")
     return datasets.Features(
@@ -61,6 +62,7 @@ def build_row(
     """Returns a canonical row without images.
 
     Its `id` is the sha1 of source, both image keys and the question: stable over files, orders of rows and machines.
+    Rows that are equal in all of these get ids of their own by [`mark_repeats`].
     """
     answer = list(options).index(answer_text) if answer_text in options else -1
     return {
@@ -83,6 +85,44 @@ def build_row(
         "issues": list(issues),
         "meta": json.dumps(dict(meta or {}), sort_keys=True, ensure_ascii=False),
     }
+
+
+def mark_repeats(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows with the issues `duplicate` and `contradiction`, and with ids that no two of them share.
+
+    A row is a duplicate if the same two images were asked the same question before, in either order; its id gets
+    `#2`, `#3`, ... where it is the same. Rows that repeat a pair with another winner contradict each other, and all of
+    them are marked.
+
+    Args:
+        rows: canonical rows of one source, in the order of their file.
+    """
+    winners: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        winners.setdefault(pair_key(row), set()).add(_winner(row))
+    seen: set[tuple[str, ...]] = set()
+    count: Counter[str] = Counter()
+    marked = []
+    for row in rows:
+        key, issues = pair_key(row), set(row["issues"])
+        issues |= {"duplicate"} if key in seen else set()
+        issues |= {"contradiction"} if len(winners[key]) > 1 else set()
+        seen.add(key)
+        count[row["id"]] += 1
+        number = count[row["id"]]
+        marked.append({**row, "id": row["id"] if number == 1 else f"{row['id']}#{number}", "issues": sorted(issues)})
+    return marked
+
+
+def pair_key(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns what names a pair of images and the question to it, whatever their order."""
+    return (*sorted((row["image_1_key"], row["image_2_key"])), row["question"])
+
+
+def _winner(row: Mapping[str, Any]) -> str:
+    """The key of the image that a label names, or its text where it names none."""
+    sides = {"Left": row["image_1_key"], "Right": row["image_2_key"]}
+    return str(sides.get(row["answer_text"], row["answer_text"].casefold()))
 
 
 def build_dataset(rows: Sequence[Mapping[str, Any]]) -> datasets.Dataset:

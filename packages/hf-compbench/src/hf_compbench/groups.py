@@ -57,7 +57,8 @@ def _second(row: Mapping[str, Any]) -> str:
 def split_groups(rows: Sequence[Mapping[str, Any]], fractions: Mapping[str, float], seed: int) -> dict[str, list[Any]]:
     """Returns the rows by split, no group in two of them.
 
-    Groups come in an order drawn from the seed, and each goes to the split that is farthest below its share of rows.
+    Large groups come first, those of the same size in an order drawn from the seed; each goes to the split that is
+    farthest below its share of rows.
     """
     members: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_compbench.features import build_row
+from hf_compbench.features import build_row, mark_repeats
 from hf_compbench.sources import NONE, SIDES, SIDES_OR_SAME, SOURCES
 
 Entry = Mapping[str, Any]
@@ -76,7 +76,8 @@ def normalise_path(path: str, source: str) -> tuple[str, list[str]]:
         parts = [part for part in parts if part != ".."]
     lowered = [part.casefold() for part in parts]
     if anchor in lowered:
-        parts = [anchor, *parts[lowered.index(anchor) + 1 :]]
+        last = len(lowered) - 1 - lowered[::-1].index(anchor)  # a machine's folders may have the same name
+        parts = [anchor, *parts[last + 1 :]]
     else:
         issues.append("missing_prefix")
         parts = [anchor, *(part for part in parts if not part.endswith(":"))]
@@ -185,7 +186,8 @@ def normalise_entry(entry: Entry, source: str) -> dict[str, Any] | str:
         issues.append("answer_not_in_options")
     if keys[0] == keys[1]:
         issues.append("self_pair")
-    similarity = _first(entry, "CLIP_similarity", "CLIP")
+    similarity, odd = _read_similarity(entry)
+    issues += odd
     return build_row(
         source=source,
         relativity=read.get("relativity", SOURCES[source].relativity),
@@ -194,26 +196,30 @@ def normalise_entry(entry: Entry, source: str) -> dict[str, Any] | str:
         options=read["options"],
         answer_text=answer_text,
         subtype=read.get("subtype", ""),
-        similarity=None if similarity is None else float(similarity),
+        similarity=similarity,
         issues=sorted(set(issues)),
         meta={str(key): value for key, value in entry.items() if key not in _KNOWN},
     )
 
 
+def _read_similarity(entry: Entry) -> tuple[float | None, list[str]]:
+    """The similarity of the images, and whether it was no number."""
+    value = _first(entry, "CLIP_similarity", "CLIP")
+    try:
+        return (None if value is None else float(value)), []
+    except (TypeError, ValueError):
+        return None, ["bad_similarity"]
+
+
 def read_labels(path: Path, source: str) -> LabelFile:
-    """Returns the labels of one JSON file (a list of objects).
+    """Returns the labels of one JSON file (a list of objects), repeats marked by [`mark_repeats`].
 
     Raises:
         ValueError: if the source is unknown or the file holds no list.
     """
     if source not in SOURCES:
         raise ValueError(f"Expected `source` to be one of {', '.join(SOURCES)}, got {source!r}.")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"Expected a JSON list of labels in {path}, got: {error}.") from None
-    if not isinstance(entries, list):
-        raise ValueError(f"Expected a JSON list of labels in {path}, got {type(entries).__name__}.")
+    entries = read_entries(path)
     rows, skipped = [], []
     for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
@@ -224,7 +230,21 @@ def read_labels(path: Path, source: str) -> LabelFile:
             skipped.append((index, row))
         else:
             rows.append(row)
-    return LabelFile(source, rows, skipped)
+    return LabelFile(source, mark_repeats(rows), skipped)
+
+
+def read_entries(path: Path) -> list[Any]:
+    """Returns the entries of a JSON list, or of a file with one JSON object on each line."""
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        entries = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"Expected a JSON list of labels in {path}, got: {error}.") from None
+    if not isinstance(entries, list):
+        raise ValueError(f"Expected a JSON list of labels in {path}, got {type(entries).__name__}.")
+    return entries
 
 
 def find_label_files(folder: Path) -> dict[str, Path]:

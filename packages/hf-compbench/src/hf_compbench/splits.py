@@ -6,12 +6,12 @@ from typing import Any
 
 from hf_compbench.balance import balance_sides
 from hf_compbench.groups import assign_groups, split_groups
-from hf_compbench.sources import column_of
+from hf_compbench.sources import group_by_column
 
 Row = Mapping[str, Any]
 SPLITS = ("official_test", "official_val", "clean_test", "clean_val")
 OFFICIAL_SEED = 30
-SPOILT = ("answer_not_in_options", "self_pair", "quality_bad", "single_option")
+SPOILT = ("answer_not_in_options", "self_pair", "quality_bad", "single_option", "duplicate", "contradiction")
 """Issues that keep a row out of the clean splits."""
 
 
@@ -29,7 +29,7 @@ def split_official(rows: Sequence[Row]) -> dict[str, list[Row]]:
     ```
     """
     splits: dict[str, list[Row]] = {"official_test": [], "official_val": []}
-    for members in _by_column(rows).values():
+    for members in group_by_column(rows).values():
         shuffled = list(members)
         random.Random(OFFICIAL_SEED).shuffle(shuffled)
         cut = int(len(shuffled) * 0.8)
@@ -40,23 +40,18 @@ def split_official(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def split_clean(rows: Sequence[Row], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """Returns a split in which no image is in both parts, no pair is asked the same question twice, and for each
-    question the answer is as often Left as Right in each part. Rows with an issue of [`SPOILT`] are left out."""
+    question the answer is as often Left as Right in each part (but for one where the number is odd).
+
+    Groups of pairs that share images are made and split within each source, so that the two columns of MIT-States or
+    VAW share none either. Rows with an issue of [`SPOILT`] are left out.
+    """
     splits: dict[str, list[dict[str, Any]]] = {"clean_test": [], "clean_val": []}
-    for members in _by_column(rows).values():
-        kept, seen = [], set()
-        for row in members:
-            pair = (*sorted((row["image_1_key"], row["image_2_key"])), row["question"])
-            if not set(row["issues"]) & set(SPOILT) and pair not in seen:
-                seen.add(pair)
-                kept.append(row)
-        parts = split_groups(assign_groups(kept), {"clean_test": 0.8, "clean_val": 0.2}, seed)
+    by_source: dict[str, list[Row]] = {}
+    for row in rows:
+        if not set(row["issues"]) & set(SPOILT):
+            by_source.setdefault(row["source"], []).append(row)
+    for members in by_source.values():
+        parts = split_groups(assign_groups(members), {"clean_test": 0.8, "clean_val": 0.2}, seed)
         for name, part in parts.items():
             splits[name] += balance_sides(part, seed)
     return splits
-
-
-def _by_column(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    columns: dict[str, list[Row]] = {}
-    for row in rows:
-        columns.setdefault(column_of(row["source"], row["relativity"]), []).append(row)
-    return columns

@@ -54,7 +54,12 @@ class CompbenchAccuracy(evaluate.Metric):  # type: ignore[misc]
         relativities: list[str] | None = None,
         questions: list[str] | None = None,
     ) -> dict[str, Any]:
-        given = {"options": options, "columns": columns, "relativities": relativities, "questions": questions}
+        given: dict[str, list[Any] | None] = {
+            "options": options,
+            "columns": columns,
+            "relativities": relativities,
+            "questions": questions,
+        }
         for name, values in given.items():
             if values is not None and len(values) != len(predictions):
                 raise ValueError(f"Expected {len(predictions)} `{name}`, one for each prediction, got {len(values)}.")

@@ -46,9 +46,13 @@ class SwapConsistency(evaluate.Metric):  # type: ignore[misc]
         questions: list[str] | None = None,
     ) -> dict[str, Any]:
         texts = [""] * len(predictions) if questions is None else questions
-        given = {"swapped_predictions": swapped_predictions, "options": options, "questions": texts}
+        given: dict[str, list[Any] | None] = {
+            "swapped_predictions": swapped_predictions,
+            "options": options,
+            "questions": texts,
+        }
         for name, values in given.items():
-            if len(values) != len(predictions):
+            if values is not None and len(values) != len(predictions):
                 raise ValueError(f"Expected {len(predictions)} `{name}`, one for each prediction, got {len(values)}.")
         for reference, choices in zip(references, options, strict=True):
             if reference not in choices:
