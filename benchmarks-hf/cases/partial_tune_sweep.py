@@ -1,11 +1,14 @@
-"""The exact sweep against the loop over breakpoints that the released code runs, and its memory at 50,000 x 1,000.
+"""The exact sweep against the loop over breakpoints that the released code runs; its time and memory at large sizes.
 
 The loop is our re-statement of the released procedure: for each breakpoint, clone all logits, add the offset, take the
-argmax. Both compute every vertex of the curve, and have to agree on it. Logits are normal random numbers.
+argmax. Both compute every vertex of the curve, and have to agree on it. Logits are normal random numbers. Each large
+size runs in a process of its own: `peak_extra_mib` is how far it grows in a sweep above what it holds with the logits,
+and has to follow the samples and not the classes. A bar that is missed fails the case. Needs Linux.
 """
 
-import resource
+import multiprocessing
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from partial_tune import ClassPartition, SweepState, seen_absent_sweep
 from partial_tune.functional import sweep_curve_by_loop
 
 SIZES = ((20, 10), (200, 50), (500, 100), (2_000, 200))
-LARGE = (50_000, 1_000)
+CLASSES = (100, 300, 1_000)
 BAR_SECONDS, BAR_RATIO = 2.0, 500.0
 
 Inputs = tuple[torch.Tensor, torch.Tensor, ClassPartition]
@@ -48,30 +51,56 @@ def check(inputs: Inputs) -> None:
     np.testing.assert_allclose(result.curve["absent"] * result.num_absent, curve.absent_hits, rtol=1e-12)
 
 
+def read_mib(key: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
+
+
+def peak_extra_mib(inputs: Inputs) -> float:
+    """How far the resident set grows in a sweep above what it was before."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forgets the peak
+    before = read_mib("VmRSS")
+    ours(inputs)
+    return read_mib("VmHWM") - before
+
+
 def measure_large(samples: int, classes: int) -> dict[str, Any]:
-    """Seconds of the whole sweep, and the memory that it takes beside the logits."""
+    """Seconds of the whole sweep, and the memory that it takes beside the logits. For a process of its own."""
+    torch.set_num_threads(1)
+    ours(build_inputs(20, 10))  # loads what is loaded late
     inputs = build_inputs(samples, classes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    extra = peak_extra_mib(inputs)
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
         ours(inputs)
         seconds.append(time.perf_counter() - start)
-    extra = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     state = SweepState(inputs[2])
     state.update(inputs[0], inputs[1])
-    median = float(np.median(seconds[1:]))
-    return {
+    assert state.nbytes == 9 * samples, f"{state.nbytes / samples} bytes a sample"
+    row = {
         "samples": samples,
         "classes": classes,
-        "ms": 1e3 * median,
-        "peak_extra_mib": extra / 1024,
+        "ms": 1e3 * float(np.median(seconds[1:])),
+        "peak_extra_mib": extra,
         "logits_mib": inputs[0].numel() * 4 / 2**20,
         "state_bytes_per_sample": state.nbytes / samples,
-        "bar": BAR_SECONDS,
-        "reached": median <= BAR_SECONDS,
         "raw": {"ours": seconds[1:]},
     }
+    return row | ({"bar": 1e3 * BAR_SECONDS, "reached": row["ms"] <= 1e3 * BAR_SECONDS} if classes == 1_000 else {})
+
+
+def run_alone(samples: int, classes: int) -> dict[str, Any]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure_large, (samples, classes))
+
+
+def check_memory(rows: list[dict[str, Any]]) -> None:
+    """Ten times the classes do not take more memory; the reduction works on pieces of a fixed size."""
+    extra = {(row["samples"], row["classes"]): row["peak_extra_mib"] for row in rows}
+    for samples in {row["samples"] for row in rows}:
+        few, many = (extra[samples, classes] for classes in (min(CLASSES), max(CLASSES)))
+        assert many < 1.5 * few + 8, f"{many} MiB for {max(CLASSES)} classes, {few} for {min(CLASSES)}"
 
 
 def run(*, quick: bool) -> list[dict[str, Any]]:
@@ -93,9 +122,12 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
         if (samples, classes) == SIZES[-1]:
             row |= {"bar": BAR_RATIO, "reached": row["ratio"] >= BAR_RATIO}
         rows.append({**row, "raw": times})
-    # three sizes of classes at the same number of samples: the extra memory does not follow the logits
-    large = [(2_000, 100)] if quick else [(50_000, 100), (50_000, 300), LARGE]
-    return rows + [measure_large(*size) for size in large]
+    if quick:
+        return [*rows, run_alone(2_000, 100)]
+    large = [run_alone(samples, classes) for samples in (25_000, 50_000) for classes in CLASSES]
+    check_memory(large)
+    assert all(row.get("reached", True) for row in rows + large), "a bar was missed"
+    return rows + large
 
 
 PLOT = None

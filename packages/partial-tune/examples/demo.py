@@ -34,13 +34,8 @@ from partial_tune import (
 mpl.use("Agg")
 
 NAMES = [f"digit {index}" for index in range(10)]
-OPTIONS: dict[str, Any] = {
-    "per_device_train_batch_size": 64,
-    "report_to": "none",
-    "save_strategy": "no",
-    "logging_strategy": "no",
-    "dataloader_pin_memory": False,
-}
+OPTIONS: dict[str, Any] = {"per_device_train_batch_size": 64, "report_to": "none", "save_strategy": "no"}
+OPTIONS |= {"logging_strategy": "no", "dataloader_pin_memory": False}
 INTRODUCTION = """
 <p>A small <code>ResNetForImageClassification</code> has learned ten digits, and is fine-tuned on five of them in a new
 domain (turned, faint, noisy scans). It stops answering the others, although it tells them apart better than before
@@ -66,15 +61,9 @@ def rows(images: torch.Tensor, labels: torch.Tensor, ids: list[int]) -> list[dic
 
 
 def train_source(images: torch.Tensor, labels: torch.Tensor, out: Path) -> ResNetForImageClassification:
-    config = ResNetConfig(
-        num_channels=1,
-        embedding_size=32,
-        hidden_sizes=[32, 64],
-        depths=[1, 1],
-        layer_type="basic",
-        id2label=dict(enumerate(NAMES)),
-        label2id={name: index for index, name in enumerate(NAMES)},
-    )
+    names = {"id2label": dict(enumerate(NAMES)), "label2id": {name: index for index, name in enumerate(NAMES)}}
+    shape = {"num_channels": 1, "embedding_size": 32, "hidden_sizes": [32, 64], "depths": [1, 1]}
+    config = ResNetConfig(**shape, **names, layer_type="basic")
     model = ResNetForImageClassification(config)
     args = TrainingArguments(str(out / "source"), max_steps=200, learning_rate=2e-3, **OPTIONS)
     Trainer(model, args, train_dataset=rows(images, labels, list(range(700)))).train()

@@ -1,5 +1,7 @@
 """How a model carries an offset: the hook on its output, the mark in its config, the checks against two of them."""
 
+import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 from partial_tune.partition import GENERIC_NAME, ClassPartition, hash_names, read_names
 from partial_tune.upstream import change_logits, get_base_model, read_id2label
 
+logger = logging.getLogger(__name__)
 MARK = "logit_calibration"  # in the model's config, or on a model without one
 
 
@@ -36,6 +39,16 @@ def add_offset(logits: Tensor, offset: Tensor, dim: int) -> Tensor:
     shape[dim] = len(offset)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return (wide + offset.to(logits.device).view(shape)).to(logits.dtype)
+
+
+def align_offset(names: Sequence[str], offset: Tensor, candidates: Sequence[str]) -> Tensor:
+    """Returns the offset of each candidate, by its name; 0, with a warning, for names without one."""
+    if isinstance(candidates, str):
+        raise TypeError(f"Expected `candidates` to be a list of class names, got the string {candidates!r}.")
+    known = dict(zip(names, offset.tolist(), strict=True))
+    if unknown := [name for name in candidates if name not in known]:
+        logger.warning("No offset for classes that the calibrator does not know: %s.", unknown[:10])
+    return torch.tensor([known.get(name, 0.0) for name in candidates])
 
 
 def hooks_of(base: nn.Module) -> list[LogitHook]:

@@ -18,6 +18,7 @@ from partial_tune.attachment import (
     MARK,
     LogitHook,
     add_offset,
+    align_offset,
     check_labels_of,
     check_uncalibrated,
     hooks_of,
@@ -241,14 +242,7 @@ class LogitCalibrator:
             head.bias.copy_(wide.to(head.bias.dtype))
 
     def _offset_for(self, candidates: Sequence[str] | None) -> Tensor:
-        if candidates is None:
-            return self.offset
-        if isinstance(candidates, str):
-            raise TypeError(f"Expected `candidates` to be a list of class names, got the string {candidates!r}.")
-        known = dict(zip(self.partition.names, self.offset.tolist(), strict=True))
-        if unknown := [name for name in candidates if name not in known]:
-            logger.warning("No offset for classes that the calibrator does not know: %s.", unknown[:10])
-        return torch.tensor([known.get(name, 0.0) for name in candidates])
+        return self.offset if candidates is None else align_offset(self.partition.names, self.offset, candidates)
 
     def _mark(self, base: nn.Module, *, folded: bool) -> None:
         mark = {**self._describe_mark(folded=folded), "version": FORMAT_VERSION, "method": self.estimate.method}
