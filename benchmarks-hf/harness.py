@@ -44,22 +44,28 @@ class Timing:
     unit: str = "items"
 
 
-def _seconds(function: Callable[[Any], object], inputs: Any) -> float:
-    start = time.perf_counter()
-    function(inputs)
-    return time.perf_counter() - start
+def time_in_turn(ways: dict[str, Callable[[], object]], *, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds of each way in each round: in turn, the order alternating, for so many rounds and so long at least.
+
+    The first round is dropped.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in ways}
+    began, done = time.perf_counter(), 0
+    while done <= rounds or time.perf_counter() - began < seconds:
+        for name in list(ways)[:: 1 if done % 2 else -1]:
+            start = time.perf_counter()
+            ways[name]()
+            samples[name].append(time.perf_counter() - start)
+        done += 1
+    return {name: values[1:] for name, values in samples.items()}
 
 
 def time_rounds(case: Timing, inputs: Any, *, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each round, ours and peer in turn, for so many rounds and so long at least; the first is dropped."""
-    runners = {"ours": case.ours, **({"peer": case.peer} if case.peer else {})}
-    samples: dict[str, list[float]] = {name: [] for name in runners}
-    start = time.perf_counter()
-    while len(samples["ours"]) <= rounds or time.perf_counter() - start < seconds:
-        in_turn = list(runners.items())[:: 1 if len(samples["ours"]) % 2 else -1]
-        for name, function in in_turn:
-            samples[name].append(_seconds(function, inputs))
-    return {name: values[1:] for name, values in samples.items()}
+    """Seconds of each round, ours and peer in turn: see `time_in_turn`."""
+    ways: dict[str, Callable[[], object]] = {"ours": lambda: case.ours(inputs)}
+    if (peer := case.peer) is not None:
+        ways["peer"] = lambda: peer(inputs)
+    return time_in_turn(ways, rounds=rounds, seconds=seconds)
 
 
 def run_timing(case: Timing, *, quick: bool) -> list[Row]:
@@ -101,15 +107,21 @@ def _version(dist: str) -> str | None:
         return None
 
 
-def describe_run() -> dict[str, Any]:
+def describe_code() -> dict[str, Any]:
+    """The commit that is checked out, and whether anything but results differs from it: to be asked before a run."""
+    made = (f":!benchmarks-hf/{folder}" for folder in ("results", "figures"))
+    return {
+        "commit": _git("rev-parse", "HEAD") or None,
+        "dirty": bool(_git("status", "--porcelain", "--", ".", *made)),
+    }
+
+
+def describe_run(code: dict[str, Any]) -> dict[str, Any]:
     """Where, when and with what a result was made. Torch is asked only if the case imported it."""
     torch = sys.modules.get("torch")
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") or None,
-        "dirty": bool(
-            _git("status", "--porcelain", "--", ".", *(f":!benchmarks-hf/{made}" for made in ("results", "figures")))
-        ),
+        **code,
         "python": platform.python_version(),
         "versions": {dist: version for dist in DISTRIBUTIONS if (version := _version(dist))},
         "platform": platform.platform(),

@@ -47,10 +47,10 @@ def format_table(rows: list[harness.Row]) -> str:
     return "\n".join("| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines)
 
 
-def write_results(name: str, case: ModuleType, rows: list[harness.Row], folder: Path) -> Path:
+def write_results(name: str, case: ModuleType, rows: list[harness.Row], folder: Path, code: dict[str, object]) -> Path:
     """Write the rows with all that they depend on, whole or not at all."""
     about = (case.__doc__ or name).strip().splitlines()[0]
-    result = {"schema": SCHEMA, "case": name, "about": about, "run": harness.describe_run()}
+    result = {"schema": SCHEMA, "case": name, "about": about, "run": harness.describe_run(code)}
     result |= {"plot": getattr(case, "PLOT", None), "rows": rows}
     path = folder / f"{name}.json"
     partial = path.with_suffix(".part")
@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="see that a case runs; writes nothing")
     args = parser.parse_args()
     for name in args.cases:
+        code = harness.describe_code()
         case = importlib.import_module(f"cases.{name}")
         print(f"\n{name}: {(case.__doc__ or '').strip().splitlines()[0]}", flush=True)
         try:
@@ -73,7 +74,7 @@ def main() -> None:
             sys.exit(f"{name}: the check failed, nothing was timed or written: {error}")
         print(format_table(rows))
         if not args.quick:
-            print(write_results(name, case, rows, HERE / "results").relative_to(HERE.parent))
+            print(write_results(name, case, rows, HERE / "results", code).relative_to(HERE.parent))
 
 
 if __name__ == "__main__":

@@ -69,10 +69,13 @@ def test_failed_check_is_not_timed(run: ModuleType, harness: ModuleType, case: M
 
 
 def test_results_say_what_they_depend_on(run: ModuleType, case: ModuleType, tmp_path: Path) -> None:
-    path = run.write_results("sums", case, [{"n": 1, "samples": {"ours": [0.5]}}], tmp_path)
+    path = run.write_results(
+        "sums", case, [{"n": 1, "samples": {"ours": [0.5]}}], tmp_path, {"commit": "c0ffee", "dirty": False}
+    )
     result = json.loads(path.read_text(encoding="utf-8"))
     assert (result["schema"], result["case"], result["about"]) == (1, "sums", "Sums a second.")
-    assert {"commit", "dirty", "versions", "cpu", "cores", "threads", "time"} <= result["run"].keys()
+    assert {"versions", "cpu", "cores", "threads", "time"} <= result["run"].keys()
+    assert (result["run"]["commit"], result["run"]["dirty"]) == ("c0ffee", False)
     assert result["rows"] == [{"n": 1, "samples": {"ours": [0.5]}}]
     assert [path.name for path in tmp_path.iterdir()] == ["sums.json"]
 
