@@ -1,9 +1,11 @@
 """CPU time of a decoding step and stored bytes, with a MedaCache and with DynamicCache.
 
 A Llama of random weights (speed does not depend on them) has read a prompt; each round decodes a few tokens and takes
-them back. The floor is the same step with a cache of a single token: what no cache can save.
+them back. The floor is the same step with a cache of a single token: what no cache can save. Keys and values are all
+the memory that grows with the context.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,17 +62,16 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
                     torch.testing.assert_close(decode(model, cache), decode(model, peer), atol=1e-4, rtol=1e-4)
                 expected = int(ratio * 4 * context + 0.5) * 2 * 4 * 32 * 4  # tokens, K and V, heads, head_dim, fp32
                 assert stored_bytes(cache) == expected, f"stored {stored_bytes(cache)} bytes, expected {expected}"
-                case = harness.Timing(
-                    sizes=[],
-                    setup=lambda: None,
-                    check=lambda _: None,
-                    ours=lambda caches: decode(model, caches[0]),
-                    peer=lambda caches: decode(model, caches[1]),
+                samples = harness.time_in_turn(
+                    {
+                        "ours": partial(decode, model, cache),
+                        "peer": partial(decode, model, peer),
+                        "floor": partial(decode, model, floor),
+                    },
+                    rounds=3 if quick else 20,
+                    seconds=0 if quick else 1,
                 )
-                rounds = {"rounds": 3 if quick else 20, "seconds": 0 if quick else 1}
-                samples = harness.time_rounds(case, (cache, peer), **rounds)
-                ours, theirs = (1e3 * np.array(samples[name]) / TOKENS for name in ("ours", "peer"))
-                low = 1e3 * np.array(harness.time_rounds(case, (floor, floor), **rounds)["ours"]) / TOKENS
+                ours, theirs, low = (1e3 * np.array(samples[name]) / TOKENS for name in ("ours", "peer", "floor"))
                 ratios = np.quantile(theirs / ours, [0.25, 0.5, 0.75])
                 rows.append(
                     {

@@ -10,15 +10,15 @@ TILE_ELEMENTS = 2**20
 
 def find_nearest(key_states: Tensor, kept: Tensor, evicted: Tensor) -> tuple[Tensor, Tensor]:
     """See [`meda_cache.ops.merge.find_nearest`]."""
-    num_heads, num_kept = kept.shape
     targets = normalize(gather_states(key_states, kept).float(), dim=-1, eps=1e-6).transpose(1, 2)
     nearest = torch.empty_like(evicted)
     cosine = torch.empty(evicted.shape, dtype=torch.float32, device=evicted.device)
-    size = max(1, TILE_ELEMENTS // (num_heads * num_kept))
-    for start in range(0, evicted.shape[1], size):
-        rows = slice(start, start + size)
-        sources = normalize(gather_states(key_states, evicted[:, rows]).float(), dim=-1, eps=1e-6)
-        cosine[:, rows], nearest[:, rows] = torch.matmul(sources, targets).max(dim=-1)
+    size = max(1, TILE_ELEMENTS // kept.shape[1])
+    for head, states in enumerate(key_states):
+        for start in range(0, evicted.shape[1], size):
+            rows = slice(start, start + size)
+            sources = normalize(states[evicted[head, rows]].float(), dim=-1, eps=1e-6)
+            cosine[head, rows], nearest[head, rows] = torch.mm(sources, targets[head]).max(dim=-1)
     return nearest, cosine
 
 
