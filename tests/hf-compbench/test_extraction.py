@@ -91,6 +91,10 @@ def test_duplicate_options_count_once():
     assert extract_answer("The red ball", options).index == 1
 
 
+def test_a_denied_duplicate_leaves_the_other_option():
+    assert extract_answer("not the dog", ["Dog", "dog", "cat"]).index == 2
+
+
 def test_option_names_with_special_characters():
     options = ["None", "C++ (book)", "t-shirt", "a.b"]
     assert extract_answer("t-shirt", options).index == 2

@@ -1,12 +1,13 @@
 """Prompts, layouts, and the composite of the paper."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hf_compbench.prompting import PROMPTS, build_messages, load_prompt, stitch
+from hf_compbench.prompting import LAYOUTS, PROMPTS, build_messages, load_prompt, stitch
 from hf_compbench.sources import SOURCE_NAMES
 
 ROW = {"source": "vaw", "question": "Which cup is fuller?", "options": ["Left", "Right"]}
@@ -22,6 +23,28 @@ def test_every_prompt_words_every_source(name, source):
     assert "{" not in text
     assert len(prompt.digest) == 16
     assert all(prompt.scored_text({**DIFF, "source": source}, option) for option in DIFF["options"])
+
+
+@pytest.mark.parametrize("source", SOURCE_NAMES)
+def test_paper_prompts_score_words_that_they_allow(source):
+    """The instruction of each source names what may be answered; log-probabilities are of these very words."""
+    prompt = load_prompt("paper-v1")
+    options = {"vqav2": ["Left", "Right", "Same"], "soccernet": ["Left", "Right", "None"]}.get(
+        source, ["Left", "Right"]
+    )
+    row = {**ROW, "source": source, "options": options, "question": "Which? Options: Left, Right."}
+    text = prompt.build_text(row)
+    for option in options:
+        assert re.search(rf"(?<!\w){prompt.scored_text(row, option)}(?!\w)", text)
+    ordinal = {"mit_states", "fashionpedia", "vaw", "cub_200_2011", "nyu_depth_v2"}
+    assert prompt.scored_text(row, "Left") == ("First" if source in ordinal else "Left")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_v2_says_which_picture_is_which_in_every_layout(layout):
+    parts = build_messages(load_prompt("v2"), ROW, IMAGES, layout)[0]["content"]
+    text = " ".join(part.get("text", "") for part in parts)
+    assert text.count("Image 1") == text.count("Image 2") == 2  # once for the picture, once as an option
 
 
 def test_wordings():
@@ -50,10 +73,10 @@ def test_layouts():
         "image",
         "Which c",
     ]
-    assert kinds(build_messages(prompt, ROW, IMAGES, "images_first")) == ["image", "image", "Which c"]
-    assert kinds(build_messages(prompt, ROW, IMAGES, "text_first")) == ["Which c", "image", "image"]
-    assert kinds(build_messages(prompt, ROW, IMAGES, "composite")) == ["image", "Which c"]
-    assert kinds(build_messages(prompt, ROW, IMAGES[:1], "interleaved")) == ["image", "Which c"]
+    assert kinds(build_messages(prompt, ROW, IMAGES, "images_first")) == ["image", "image", "Image 1"]
+    assert kinds(build_messages(prompt, ROW, IMAGES, "text_first")) == ["Image 1", "image", "image"]
+    assert kinds(build_messages(prompt, ROW, IMAGES, "composite")) == ["image", "Image 1"]
+    assert kinds(build_messages(prompt, ROW, IMAGES[:1], "interleaved")) == ["image", "Image 1"]
     first = build_messages(prompt, ROW, IMAGES, "interleaved")[0]["content"]
     assert [part["image"] for part in first if part["type"] == "image"] == IMAGES
 

@@ -1,7 +1,9 @@
 """Runners: real tiny models, the store after kill -9, sharding, batches, option log-probabilities."""
 
+import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +11,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
@@ -30,9 +35,10 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 
 import hf_diorama
 from hf_compbench import score
+from hf_compbench.features import build_dataset, build_row
 from hf_compbench.prompting import load_prompt
 from hf_compbench.runners import HeuristicRunner, ResponseStore, TransformersRunner, read_responses, run_model
-from hf_compbench.runners.run import build_requests
+from hf_compbench.runners.run import build_requests, list_places
 from hf_compbench.runners.transformers_runner import compare_batch_sizes
 
 TEXT = {
@@ -140,9 +146,15 @@ def few(mini):
     return mini.select([0, 9, 17, 33, 41, 49])
 
 
+def ask(rows, prompt="v2", orders=("12", "21"), option_shifts=1, runner=None, **options):
+    """The requests of all questions to rows."""
+    places = list_places(rows, orders, option_shifts)
+    return list(build_requests(rows, runner or HeuristicRunner("left"), load_prompt(prompt), places, **options))
+
+
 def test_two_images_reach_the_model_in_their_order(tiny, few):
     assert tiny.layout == "interleaved"
-    requests = list(build_requests(few, "m", load_prompt("v2")))
+    requests = ask(few)
     inputs = [tiny.encode([request.messages]) for request in requests[:2]]
     assert torch.equal(inputs[0]["input_ids"], inputs[1]["input_ids"])
     flat = [one["pixel_values"].squeeze(0) for one in inputs]  # Idefics3 has a dimension for the batch
@@ -154,7 +166,7 @@ def test_two_images_reach_the_model_in_their_order(tiny, few):
 
 
 def test_batched_logits_are_those_of_one(tiny, few):
-    chats = [request.messages for request in build_requests(few, "m", load_prompt("v2"), orders=["12"])][:3]
+    chats = [request.messages for request in ask(few, orders=["12"])][:3]
     with torch.inference_mode():
         together = tiny.model(**tiny.encode(chats)).logits[:, -1]
         alone = torch.stack([tiny.model(**tiny.encode([chat])).logits[0, -1] for chat in chats])
@@ -162,9 +174,9 @@ def test_batched_logits_are_those_of_one(tiny, few):
 
 
 def test_batch_of_one_equals_batch_of_many(tiny, nano, few):
-    requests = list(build_requests(few, "m", load_prompt("v2")))
+    requests = ask(few)
     assert compare_batch_sizes(tiny, requests, 8) == []
-    assert compare_batch_sizes(nano, list(build_requests(few, "m", load_prompt("nano"))), 8) == []
+    assert compare_batch_sizes(nano, ask(few, "nano"), 8) == []
 
 
 def brute_force(runner, request):
@@ -176,7 +188,7 @@ def brute_force(runner, request):
         full = {**inputs, "input_ids": torch.cat([inputs["input_ids"], tokens], dim=1)}
         full["attention_mask"] = torch.ones_like(full["input_ids"])
         with torch.inference_mode():
-            logprobs = runner.model(**full).logits[0].float().log_softmax(dim=-1)
+            logprobs = runner.model(**full).logits[0].log_softmax(dim=-1)
         start = inputs["input_ids"].shape[1] - 1
         scores.append(sum(float(logprobs[start + i, token]) for i, token in enumerate(tokens[0].tolist())))
     return scores
@@ -184,23 +196,44 @@ def brute_force(runner, request):
 
 @pytest.mark.parametrize("prompt", ["v2", "nano", "paper-v1"])
 def test_option_scores_equal_full_forwards(tiny, nano, few, prompt):
-    for runner in (tiny, nano):
-        requests = list(build_requests(few, "m", load_prompt(prompt), orders=["12"]))
+    for single in (tiny, nano):
+        # In float64, but for the norms of the models, which stay in float32: hence relative for scores of -20.
+        model = copy.deepcopy(single.model).double()
+        runner = TransformersRunner(model, single.processor, name="double", chat_template="plain")
+        requests = ask(few, prompt, orders=["12"])
+        assert len({len(request.choices) for request in requests}) > 1  # in one batch
         for request, scores in zip(requests, runner.score_options(requests), strict=True):
-            assert scores == pytest.approx(brute_force(runner, request), abs=1e-4)
+            assert scores == pytest.approx(brute_force(runner, request), rel=1e-5, abs=1e-5)
+
+
+def test_lack_of_memory_halves_batches_of_options(nano, few, monkeypatch):
+    requests = ask(few, "nano")
+    wanted = nano.score_options(requests)
+    sizes, plain = [], TransformersRunner._score
+
+    def scarce(self, batch, inputs):
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, batch, inputs)
+
+    monkeypatch.setattr(TransformersRunner, "_score", scarce)
+    for scores, expected in zip(nano.score_options(requests), wanted, strict=True):
+        assert scores == pytest.approx(expected, rel=1e-4)
+    assert sizes == [12, 6, 3, 3, 6, 3, 3]
 
 
 def test_token_budget_and_lack_of_memory_change_nothing(nano, few, monkeypatch):
-    requests = list(build_requests(few, "m", load_prompt("nano")))
+    requests = ask(few, "nano")
     wanted = nano.generate(requests)
     sizes = []
     plain = TransformersRunner._generate
 
-    def scarce(self, batch):
+    def scarce(self, batch, inputs):
         sizes.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(self, batch)
+        return plain(self, batch, inputs)
 
     monkeypatch.setattr(TransformersRunner, "_generate", scarce)
     assert nano.generate(requests) == wanted
@@ -225,6 +258,52 @@ def test_a_model_of_one_image_gets_a_composite(caplog):
     assert "takes one image at a time" in caplog.text
 
 
+def test_the_store_knows_retrained_weights_and_another_processor(mini, tmp_path):
+    rows, path, store = mini.select([0]), tmp_path / "model", tmp_path / "responses.jsonl"
+    shutil.copytree(hf_diorama.model_path("llava-nano"), path)
+
+    def answer():
+        runner = TransformersRunner.from_pretrained(str(path), chat_template="plain", max_new_tokens=2)
+        return {response["key"] for response in run_model(rows, runner, prompt="nano", store=store)}
+
+    first = answer()
+    assert answer() == first
+    weights = load_file(path / "model.safetensors")
+    save_file({name: tensor + 0.01 for name, tensor in weights.items()}, path / "model.safetensors", {"format": "pt"})
+    second = answer()
+    assert not first & second
+    config = json.loads((path / "processor_config.json").read_text())
+    config["image_processor"]["do_normalize"] = False
+    (path / "processor_config.json").write_text(json.dumps(config))
+    assert not answer() & (first | second)
+    assert len(read_responses(store)) == 6
+
+
+def test_responses_say_how_they_were_made(few):
+    for mode, answer in (("generate", "reply"), ("logprob", "scores")):
+        runner = HeuristicRunner("left")
+        runner.score_options = lambda requests: [[0.0] * len(request.choices) for request in requests]
+        response = run_model(few, runner, mode=mode, layout="text_first")[0]
+        assert answer in response
+        prompt = {"prompt": "v2", "prompt_hash": load_prompt("v2").digest}
+        wanted = {"model": "heuristic:left", "mode": mode, "layout": "text_first", "shown": "own", **prompt}
+        assert {name: response[name] for name in wanted} == wanted
+
+
+def test_questions_that_failed_are_errors_and_asked_again(few, tmp_path):
+    class Flaky(HeuristicRunner):
+        def generate(self, requests):
+            return [None if request.order == "21" else "Left" for request in requests]
+
+    store = tmp_path / "r.jsonl"
+    responses = run_model(few, Flaky("left"), store=store)
+    assert [response.get("status", "ok") for response in responses] == ["ok", "error"] * 6
+    assert score(few, responses, num_bootstrap=10).missing == 0  # no reply in that order: it counts as never asked
+    again = run_model(few, HeuristicRunner("left"), store=store)
+    assert all("reply" in response for response in again)
+    assert len(store.read_text().splitlines()) == 12 + 6
+
+
 def test_missing_chat_template_is_one_clear_error():
     model, processor = build_llava()
     with pytest.raises(ValueError, match="pass chat_template='plain'"):
@@ -246,14 +325,16 @@ def test_llava_nano_answers_in_both_orders_and_is_scored(nano, mini):
 
 def test_keys_name_everything_that_changes_an_answer(few):
     def keys(**options):
-        name, prompt = options.pop("name", "m"), options.pop("prompt", "v2")
-        return {request.key for request in build_requests(few, name, load_prompt(prompt), **options)}
+        return {request.key for request in ask(few, **options)}
 
+    trained = HeuristicRunner("left")
+    trained.fingerprint = "other weights"
     base = keys()
     assert keys() == base
     assert len(base) == 12
     for change in (
-        {"name": "n"},
+        {"runner": HeuristicRunner("right")},
+        {"runner": trained},
         {"prompt": "nano"},
         {"layout": "text_first"},
         {"shown": "blank"},
@@ -261,16 +342,22 @@ def test_keys_name_everything_that_changes_an_answer(few):
     ):
         assert not keys(**change) & base
     assert len(keys(option_shifts=3)) > 12  # the rows whose options are things
+    other = few.map(lambda row: {"options": [*row["options"], "a third thing"]}, load_from_cache_file=False)
+    assert not {request.key for request in ask(other)} & base
 
 
 def test_blank_and_shuffled_images_are_not_the_own_ones(few):
     own, blank, shuffled = (
-        [request.images[0] for request in build_requests(few, "m", load_prompt("v2"), shown=shown)]
-        for shown in ("own", "blank", "shuffled")
+        [request.images[0] for request in ask(few, shown=shown)] for shown in ("own", "blank", "shuffled")
     )
     assert all(image.getextrema() == ((128, 128),) * 3 for image in blank)
     assert all(a.size == b.size for a, b in zip(own, blank, strict=True))
     assert all(a.tobytes() != b.tobytes() for a, b in zip(own, shuffled, strict=True))
+    two = few.select([0, 1])
+    pairs = zip(ask(two), ask(two, shown="shuffled"), strict=True)
+    assert all(a.images[0].tobytes() != b.images[0].tobytes() for a, b in pairs)
+    with pytest.raises(ValueError, match="at least two rows"):
+        ask(few.select([0]), shown="shuffled")
 
 
 def test_heuristics(mini):
@@ -279,13 +366,31 @@ def test_heuristics(mini):
     left = score(sided, run_model(sided, HeuristicRunner("left")), num_bootstrap=50)
     assert {column["pair_accuracy"] for column in left.columns.values()} == {0}
     assert {column["accuracy"] for column in left.columns.values()} == {0.5}
-    exposed = mini.filter(lambda row: row["subtype"] == "exposure" and row["answer_text"] != "Same")
-    if len(exposed):
-        assert score(exposed, run_model(exposed, HeuristicRunner("brighter")), num_bootstrap=50).micro == 1
     replies = run_model(mini, HeuristicRunner("random"))
     assert len(Counter(reply["reply"] for reply in replies)) > 2
     with pytest.raises(ValueError, match="got 'best'"):
         HeuristicRunner("best")
+
+
+@pytest.mark.parametrize("rule", ["brighter", "sharper"])
+def test_heuristics_that_look(rule):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 255, (16, 16), dtype=np.uint8))
+    winner, loser = {"brighter": ("white", "gray"), "sharper": (noise, "white")}[rule]
+    picture = [
+        image if isinstance(image, Image.Image) else Image.new("L", (16, 16), image) for image in (winner, loser)
+    ]
+    common = {"source": "mini_photos", "relativity": "quality", "question": "Which?", "options": ["Left", "Right"]}
+    rows = build_dataset(
+        [
+            {**build_row(keys=(f"{i}a", f"{i}b"), answer_text=("Left", "Right")[i], **common), **images}
+            for i, images in enumerate({"image_1": a, "image_2": b} for a, b in (picture, picture[::-1]))
+        ]
+    )
+    assert (
+        score(rows, run_model(rows, HeuristicRunner(rule)), num_bootstrap=50).columns["MP-quality"]["pair_accuracy"]
+        == 1
+    )
 
 
 SLOW_RUN = """

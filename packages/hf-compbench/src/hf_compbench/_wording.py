@@ -58,9 +58,13 @@ IDIOMS = re.compile(
 )
 
 LETTER = re.compile(
-    r"^[\s*_`\"']*(?:(?:option|choice)\s+)?[(\[]?(?P<letter>[A-Za-z])[)\]]?[*_`\"']*(?:[.):,](?P<rest>.*)|\s*)$",
+    r"^[\s*_`\"']*(?:(?:option|choice)\s+)?(?:[(\[](?P<inside>[A-Za-z])[)\]]|(?P<bare>[A-Za-z])[)\]]?)[*_`\"']*"
+    r"(?:(?:[.):,;]|\s+[-\u2013\u2014]\s|(?(inside)\s|(?!)))(?P<rest>.*)|\s*)$",
     re.DOTALL | re.IGNORECASE,
 )
+# A letter's label ends where a sentence or a reason begins.
+LABEL_END = re.compile(r"[.;:!?\n]|,|\s[-\u2013\u2014]\s|\b(?:because|since|as|for)\b", re.IGNORECASE)
+NOUNS = re.compile(r"\b(?:the|image|picture|photo|frame|one|option|is|correct)\b", re.IGNORECASE)
 JSON_OBJECT = re.compile(r"\{[^{}]*\}")
 JSON_FIELDS = {"answer", "final_answer", "choice", "option", "prediction", "label", "selection", "response", "result"}
 STATEMENT = re.compile(

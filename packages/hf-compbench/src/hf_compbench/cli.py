@@ -10,10 +10,15 @@ from typing import Any
 import datasets
 
 from hf_compbench.audit import AuditReport, audit_pairs
+from hf_compbench.files import write_text
 from hf_compbench.loading import CONFIGS, build_compbench, load_compbench
+from hf_compbench.predictions import read_predictions
 from hf_compbench.prompting import LAYOUTS
+from hf_compbench.published import ACCURACIES, compare_counts
 from hf_compbench.report import save_report
-from hf_compbench.scoring import score
+from hf_compbench.scoring import Mode, Scores, score
+
+_RUN = ("model", "prompt", "shown", "mode", "layout")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +58,14 @@ def _build_parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     scoring = commands.add_parser("score", help="score stored responses; needs no model")
     scoring.add_argument("responses", help="JSONL file or folder of them")
+    scoring.add_argument(
+        "--predictions", metavar="SOURCE", help="the file is a released prediction file of this source"
+    )
+    scoring.add_argument(
+        "--baseline", action="append", default=[], metavar="NAME=FILE", help="another run to show beside"
+    )
+    for name in _RUN:
+        scoring.add_argument(f"--{name}", help="of several runs in the store the one with this value")
     scoring.add_argument("--paper", action="store_true", help="read replies as the authors' scripts did")
     scoring.add_argument("--report", help="page to write, .html or .md")
     scoring.add_argument("--out", help="JSON file to write")
@@ -85,6 +98,12 @@ def _load(args: argparse.Namespace) -> datasets.Dataset:
     return load_compbench(args.config, args.split, path=args.path, **_image_options(args), **mini)
 
 
+def _load_val(args: argparse.Namespace) -> datasets.Dataset | None:
+    """The labels of the val split that goes with a test split: what may be learned without images."""
+    name, _, part = args.split.partition("_")
+    return load_compbench(args.config, f"{name}_val", path=args.path) if part == "test" else None
+
+
 def _write(text: str) -> None:
     sys.stdout.write(text + "\n")
 
@@ -103,24 +122,28 @@ def _audit(args: argparse.Namespace) -> int:
         test, val = (load_compbench("all", f"{args.split}_{part}", path=args.path) for part in ("test", "val"))
         report = audit_pairs(test, val)
     _write(str(report))
+    counts = compare_counts(test, val) if args.path != "mini" and args.split == "official" else []
+    for row in counts:
+        _write(
+            f"{row['column']}: {row['test']} test and {row['val']} val pairs; at review time "
+            f"{row['published_test']} and {row['published_val']}"
+        )
     if args.out:
-        _save_audit(report, Path(args.out))
+        _save_audit(report, counts, Path(args.out))
     return 0 if report.passed else 1
 
 
-def _save_audit(report: AuditReport, path: Path) -> None:
+def _save_audit(report: AuditReport, counts: list[dict[str, Any]], path: Path) -> None:
     if path.suffix not in (".html", ".json"):
         raise ValueError(f"Expected a report that ends in .html or .json, got {path.name!r}.")
-    text = json.dumps(report.to_dict(), indent=1) if path.suffix == ".json" else report.to_html()
-    partial = path.with_suffix(".part")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps({**report.to_dict(), "counts": counts}, indent=1) if path.suffix == ".json" else report.to_html()
+    write_text(path, text + "\n")
 
 
 def _run(args: argparse.Namespace) -> int:
     from hf_compbench.prompting import load_prompt
     from hf_compbench.runners import HeuristicRunner, TransformersRunner, run_model
-    from hf_compbench.runners.run import build_requests
+    from hf_compbench.runners.run import build_requests, list_places
     from hf_compbench.runners.transformers_runner import compare_batch_sizes
 
     dataset = _load(args)
@@ -130,26 +153,57 @@ def _run(args: argparse.Namespace) -> int:
         options = {"chat_template": args.chat_template, "device": args.device, "dtype": args.dtype}
         runner = TransformersRunner.from_pretrained(args.model, **options)
     if args.check_batch:
+        if not isinstance(runner, TransformersRunner):
+            raise ValueError(f"--check-batch compares batches of a model, got {args.model!r}.")
         few = dataset.select(range(min(args.check_batch, len(dataset))))
-        requests = list(build_requests(few, runner.name, load_prompt(args.prompt), orders=["12"]))
+        places = list_places(few, ["12"], 1)
+        layout = args.layout or runner.layout
+        requests = list(build_requests(few, runner, load_prompt(args.prompt), places, layout=layout))
         different = compare_batch_sizes(runner, requests, args.check_batch)
         _write(f"{len(different)} of {len(requests)} replies change in a batch of {args.check_batch}: {different[:3]}")
         return 1 if different else 0
     options = {"store": args.store, "prompt": args.prompt, "layout": args.layout, "mode": args.mode}
     responses = run_model(dataset, runner, **options)
-    _write(str(score(dataset, responses)))
+    _write(str(score(dataset, responses, train=_load_val(args))))
     return 0
 
 
 def _score(args: argparse.Namespace) -> int:
+    responses = _read_responses(args, args.responses)
+    dataset, train = _load(args), _load_val(args)
+    mode: Mode = "paper" if args.paper else "strict"
+    scores = score(dataset, responses, mode=mode, train=train)
+    baselines = {}
+    for given in args.baseline:
+        name, _, path = given.partition("=")
+        baselines[name] = score(dataset, _read_responses(args, path), mode=mode)
+    _write(scores.to_table(baselines))
+    if args.predictions and args.split == "official_test":
+        _write_published(scores, responses[0]["model"])
+    if args.out:
+        write_text(Path(args.out), json.dumps(scores.to_dict(), indent=1) + "\n")
+    if args.report:
+        save_report(args.report, dataset, scores, baselines=baselines)
+    return 0
+
+
+def _read_responses(args: argparse.Namespace, path: str) -> list[dict[str, Any]]:
+    """The responses of a store, or of a released prediction file; of several runs those that are asked for."""
     from hf_compbench.runners.store import read_responses
 
-    responses = read_responses(args.responses)
-    dataset = _load(args)
-    scores = score(dataset, responses, mode="paper" if args.paper else "strict")
-    _write(str(scores))
-    if args.out:
-        Path(args.out).write_text(json.dumps(scores.to_dict(), indent=1) + "\n", encoding="utf-8")
-    if args.report:
-        save_report(args.report, dataset, scores)
-    return 0
+    if args.predictions:
+        return read_predictions(path, args.predictions)
+    wanted = {name: getattr(args, name) for name in _RUN if getattr(args, name)}
+    found = [one for one in read_responses(path) if all(one.get(name) == value for name, value in wanted.items())]
+    if not found:
+        raise ValueError(f"Expected responses of {wanted} in {path}, found none.")
+    return found
+
+
+def _write_published(scores: Scores, model: str) -> None:
+    """What the authors' files gave for the same columns."""
+    for code, column in scores.columns.items():
+        if (value := ACCURACIES.get(model, {}).get(code)) is not None:
+            _write(
+                f"{code}: {100 * column['accuracy']:.1f} here, {value:.1f} from the review-time files of the authors"
+            )

@@ -53,8 +53,8 @@ class _Options:
         self.count = len(options)
         self.phrases: dict[str, int] = {}
         for index, option in enumerate(options):
-            self.phrases.setdefault(normalise(option), index)  # of equal options the first counts
-        self.distinct = len(self.phrases)
+            self.phrases.setdefault(normalise_text(option), index)  # of equal options the first counts
+        self.distinct = set(self.phrases.values())
         self.fuzzy = {phrase: index for phrase, index in self.phrases.items() if len(phrase) >= FUZZY_LENGTH}
         for option, synonyms in wording.synonyms_for(options).items():
             for synonym in synonyms:
@@ -65,17 +65,26 @@ class _Options:
         self.pattern = re.compile(rf"(?<!\w)(?:{alternatives})(?!\w)") if alternatives else None
 
     def find_exact(self, text: str) -> int:
-        return self.phrases.get(normalise(text), UNPARSED)
+        return self.phrases.get(normalise_text(text), UNPARSED)
 
-    def find_letter(self, text: str) -> int:
+    def find_letter(self, text: str) -> int | None:
+        """The option of a letter that stands first, -1 if what it labels is another option, None without a letter.
+
+        What follows a letter is its label ("B. Right") or a reason, which may well speak of the other image ("B,
+        because the left one is dark").
+        """
         match = wording.LETTER.match(text)
         if match is None:
-            return UNPARSED
-        letter, rest = match["letter"].upper(), match["rest"]
+            return None
+        letter, rest = (match["inside"] or match["bare"]).upper(), match["rest"] or ""
         index = ord(letter) - ord("A")
         if index >= self.count or (rest and letter == "I"):
-            return UNPARSED
-        named = {mention.index for mention in self.find_mentions(rest)} if rest else set()
+            return None
+        label = wording.LABEL_END.split(rest.strip(), maxsplit=1)[0]
+        named = {self.find_exact(label), self.find_exact(wording.NOUNS.sub(" ", label))} - {UNPARSED}
+        other_letter = re.fullmatch(r"\W*(?:(?:and|or)\W+)?\(?([a-z])\)?\W*", label, re.IGNORECASE)
+        if other_letter and other_letter[1].upper() != letter and ord(other_letter[1].upper()) - ord("A") < self.count:
+            return UNPARSED  # "A, B"
         return index if named <= {index} else UNPARSED
 
     def find_mentions(self, text: str) -> list[_Mention]:
@@ -95,9 +104,10 @@ def _compile(options: tuple[str, ...]) -> _Options:
     return _Options(options)
 
 
-def normalise(text: str) -> str:
+def normalise_text(text: str) -> str:
     """Returns the text in lower case without punctuation, article in front, and double blanks."""
-    return wording.ARTICLE.sub("", wording.PUNCTUATION.sub(" ", text.casefold()).strip()).strip()
+    plain = wording.ARTICLE.sub("", text.casefold().lstrip(" \n\t*_`\"'(["))  # the A of "A. Right" is no article
+    return wording.PUNCTUATION.sub(" ", plain).strip()
 
 
 def extract_answer(reply: str, options: Sequence[str], question: str = "") -> Extraction:
@@ -152,8 +162,10 @@ def _climb(text: str, options: _Options, question: str) -> Iterator[tuple[str, i
         yield "json", _from_json(text, options)
     yield "stated", _from_statement(text, options)
     yield "exact", _from_lines(text, options)
-    yield "letter", options.find_letter(text.strip())
-    if not wording.REFUSAL.search(text):
+    letter = options.find_letter(text.strip())
+    if letter is not None:
+        yield "letter", letter
+    elif not wording.REFUSAL.search(text):
         step, index = _from_mentions(text, options, question)
         yield step, index
         yield "fuzzy", _from_likeness(text, options)
@@ -173,10 +185,11 @@ def _from_json(text: str, options: _Options) -> int:
 
 def _resolve(phrase: str, options: _Options) -> int:
     """Returns the option that a short phrase names: exactly, by letter, or as its only mention."""
-    for index in (options.find_exact(phrase), options.find_letter(phrase.strip())):
-        if index >= 0:
-            return index
-    return _settle(options.find_mentions(phrase), options)[1]
+    index = options.find_exact(phrase)
+    if index >= 0:
+        return index
+    letter = options.find_letter(phrase.strip())
+    return _settle(options.find_mentions(phrase), options)[1] if letter is None else letter
 
 
 def _from_statement(text: str, options: _Options) -> int:
@@ -209,8 +222,9 @@ def _settle(mentions: list[_Mention], options: _Options) -> tuple[str, int]:
     others = negated | {mention.index for mention in mentions if mention.role == "reference"}
     if len(plain) == 1 and not plain & others:
         return ("negation" if others else "mention"), next(iter(plain))
-    if not plain and others == negated and len(negated) == 1 and options.distinct == 2:
-        return "negation", 1 - next(iter(negated))
+    left = options.distinct - negated
+    if not plain and others == negated and len(negated) == 1 and len(left) == 1:
+        return "negation", next(iter(left))
     return "mention", UNPARSED
 
 
@@ -229,7 +243,7 @@ def _from_mentions(text: str, options: _Options, question: str) -> tuple[str, in
 
 
 def _from_likeness(text: str, options: _Options) -> int:
-    phrase = normalise(text)
+    phrase = normalise_text(text)
     if not FUZZY_LENGTH <= len(phrase) <= 80:
         return UNPARSED
     matcher = difflib.SequenceMatcher(b=phrase, autojunk=False)

@@ -22,6 +22,15 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class Prompt:
     """A versioned set of wordings.
 
+    Args:
+        id: its name in the store of responses.
+        labels: words before each image in the layout `interleaved`.
+        default: the wording (`text`, and a `surface` for options that are worded differently) of all sources that have
+            none of their own.
+        sources: wordings by source; nothing of `default` is mixed in.
+        notes: by layout what is said before the question where the layout has no room for labels.
+        digest: hash of everything above.
+
     Example:
 
     ```python
@@ -36,12 +45,12 @@ class Prompt:
     labels: tuple[str, str]
     default: dict[str, Any]
     sources: dict[str, dict[str, Any]]
+    notes: dict[str, str]
     digest: str
 
     def surface(self, row: Any, option: str) -> str:
         """Returns how an option is worded."""
-        wording = {**self.default.get("surface", {}), **self._wording(row).get("surface", {})}
-        return str(wording.get(option, option))
+        return str(self._wording(row).get("surface", {}).get(option, option))
 
     def build_text(self, row: Any, shift: int = 0) -> str:
         """Returns the question with its instruction; options moved by `shift` places."""
@@ -78,7 +87,14 @@ def load_prompt(name: str | Path) -> Prompt:
         values = json.loads(text)
         first, second = values["labels"]
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-        return Prompt(str(values["id"]), (first, second), values["default"], values.get("sources", {}), digest)
+        return Prompt(
+            str(values["id"]),
+            (first, second),
+            values["default"],
+            values.get("sources", {}),
+            values.get("notes", {}),
+            digest,
+        )
     except (KeyError, ValueError, TypeError) as error:
         raise ValueError(f"Expected {path} to hold `id`, two `labels` and `default`, got: {error!r}.") from None
 
@@ -123,9 +139,10 @@ def build_messages(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"Expected `layout` to be one of {', '.join(LAYOUTS)}, got {layout!r}.")
-    text = {"type": "text", "text": prompt.build_text(row, shift)}
     if len(images) == 2 and layout == "composite":
         images = [stitch(*images)]
+    note = prompt.notes.get("composite" if len(images) == 1 else layout, "")
+    text = {"type": "text", "text": note + prompt.build_text(row, shift)}
     pictures = [{"type": "image", "image": image} for image in images]
     if len(pictures) == 1 or layout == "images_first":
         content = [*pictures, text]

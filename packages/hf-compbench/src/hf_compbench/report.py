@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
+from hf_compbench.files import write_text
 from hf_compbench.scoring import Scores
 
 _PAGE = """<!doctype html>
@@ -95,10 +96,7 @@ def save_report(path: str | Path, dataset: datasets.Dataset, scores: Scores, **o
         text = "\n".join([f"# {title}", "", str(scores), "", "| kind | accuracy |", "|---|---|", *lines, ""])
     else:
         text = _PAGE.format(title=escape(title), body=build_report(dataset, scores, **options))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(target)
+    write_text(target, text)
 
 
 def build_table(scores: Scores, baselines: Mapping[str, Scores]) -> str:

@@ -10,9 +10,11 @@ import numpy.typing as npt
 from datasets.utils import tqdm
 from PIL import Image
 
+from hf_compbench.fingerprints import hash_texts, hash_weights
+
 Floats = npt.NDArray[np.float32]
 Embedder = Callable[[Sequence[Image.Image]], Floats]
-"""Images -> embeddings of shape `(num_images, size)`; with an attribute `name` that stands for its weights."""
+"""Images -> embeddings of shape `(num_images, size)`; its `name` stands for its weights and processor in the cache."""
 
 
 class PixelEmbedder:
@@ -47,7 +49,7 @@ class PixelEmbedder:
         cell = np.arange(32)[:, None] // 8 * 4 + np.arange(32)[None, :] // 8
         shape = np.bincount((cell * 8 + direction).ravel(), weights=np.hypot(dx, dy).ravel(), minlength=128)
         shape = shape / (np.linalg.norm(shape) + 1e-9)
-        return normalise(np.concatenate([color, shape]).astype(np.float32))
+        return normalise_embeddings(np.concatenate([color, shape]).astype(np.float32))
 
 
 class TransformersEmbedder:
@@ -71,8 +73,11 @@ class TransformersEmbedder:
     """
 
     def __init__(self, model: str, device: str = "cpu"):
-        from transformers import AutoImageProcessor, AutoModel
-        from transformers.utils import logging as transformers_logging
+        try:
+            from transformers import AutoImageProcessor, AutoModel
+            from transformers.utils import logging as transformers_logging
+        except ImportError:
+            raise ImportError('Image towers need the extra "mining": pip install "hf-compbench[mining]".') from None
 
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # heads that an image tower does not use
@@ -81,7 +86,8 @@ class TransformersEmbedder:
         finally:
             transformers_logging.set_verbosity(verbosity)
         self.processor = AutoImageProcessor.from_pretrained(model)
-        self.name = str(model)
+        commit = str(getattr(self.model.config, "_commit_hash", None) or "")
+        self.name = f"{model}:{hash_texts(commit, hash_weights(str(model)), self.processor.to_json_string())}"
         self.device = device
 
     def __call__(self, images: Sequence[Image.Image]) -> Floats:
@@ -97,10 +103,10 @@ class TransformersEmbedder:
         if not isinstance(output, torch.Tensor):
             pooled = getattr(output, "pooler_output", None)
             output = output.last_hidden_state.mean(dim=1) if pooled is None else pooled
-        return normalise(output.flatten(1).float().cpu().numpy())
+        return normalise_embeddings(output.flatten(1).float().cpu().numpy())
 
 
-def normalise(embeddings: Floats) -> Floats:
+def normalise_embeddings(embeddings: Floats) -> Floats:
     """Returns the embeddings scaled to unit length; zero stays zero."""
     norms = np.linalg.norm(embeddings, axis=-1, keepdims=True)
     scaled: Floats = (embeddings / np.maximum(norms, 1e-12)).astype(np.float32)
@@ -148,7 +154,7 @@ def _embed_shard(
     path = folder / f"{start:09d}.parquet" if folder else None
     if path and path.exists():
         stored = datasets.Dataset.from_parquet(str(path), cache_dir=str(path.parent / ".read"), keep_in_memory=True)
-        return normalise(np.asarray(stored["embedding"][:], dtype=np.float32))
+        return normalise_embeddings(np.asarray(stored["embedding"][:], dtype=np.float32))
     batches = [embedder(dataset[low : min(low + batch_size, stop)]["image"]) for low in range(start, stop, batch_size)]
     embeddings = np.concatenate(batches)
     if path:
@@ -157,5 +163,5 @@ def _embed_shard(
         partial = path.with_suffix(".part")
         datasets.Dataset.from_dict({"embedding": list(halves)}, features=features).to_parquet(str(partial))
         partial.replace(path)
-        return normalise(halves.astype(np.float32))
+        return normalise_embeddings(halves.astype(np.float32))
     return embeddings
