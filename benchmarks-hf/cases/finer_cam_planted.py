@@ -6,6 +6,8 @@ whose pixels are known. Rows without that part in view are left out. Gains are p
 probabilities is `finer_cam_masking`.
 """
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,9 @@ from transformers.utils.logging import tqdm
 
 import hf_diorama
 from finer_cam import FinerCAM, energy_in_region, pointing_game
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "packages/finer-cam/examples"))
+from creatures import read_creature
 
 MODELS = ("vit-nano", "convnet-nano")
 METHODS = ("gradcam", "layercam", "scorecam")
@@ -26,17 +31,11 @@ TOP_CHANNELS = 16
 
 def load_rows(count: int) -> tuple[list[Any], torch.Tensor, torch.Tensor]:
     """Images, true species, and masks of the part in which they differ from their sister, where it is in view."""
-    images, species, masks = [], [], []
-    for row in hf_diorama.load("creatures", split="heldout", n=2 * count, image_size=64):
-        (part,) = hf_diorama.discriminating_parts(row["species"], row["species"] ^ 1)
-        names = [one["name"] for one in row["parts"]]
-        mask = np.asarray(row["part_masks"]) == 1 + names.index(part)
-        if mask.any() and len(images) < count:
-            images.append(row["image"])
-            species.append(row["species"])
-            masks.append(torch.from_numpy(mask))
-    assert len(images) == count, f"only {len(images)} rows have the part in view"
-    return images, torch.tensor(species), torch.stack(masks)
+    rows = hf_diorama.load("creatures", split="heldout", n=2 * count, image_size=64)
+    found = [creature for creature in map(read_creature, rows) if creature.mask.any()][:count]
+    assert len(found) == count, f"only {len(found)} rows have the part in view"
+    masks = torch.stack([creature.mask for creature in found])
+    return [creature.image for creature in found], torch.tensor([creature.species for creature in found]), masks
 
 
 def load_model(name: str, images: list[Any], target: torch.Tensor) -> tuple[Any, torch.Tensor, float]:

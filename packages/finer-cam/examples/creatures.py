@@ -28,17 +28,21 @@ class Creature:
         return self.species ^ 1
 
 
+def read_creature(row: dict[str, Any]) -> Creature:
+    """The creature of a row of `creatures`; the mask is empty where the part is hidden."""
+    (part,) = hf_diorama.discriminating_parts(row["species"], row["species"] ^ 1)
+    number = 1 + [one["name"] for one in row["parts"]].index(part)
+    return Creature(row["image"], row["species"], part, torch.from_numpy(np.asarray(row["part_masks"]) == number))
+
+
 def load_creatures(count: int, *, one_of_each_part: bool = False) -> list[Creature]:
     """The first held-out renders with the part in view; if asked for, only the first of each part."""
     found: list[Creature] = []
-    rows = hf_diorama.stream("creatures", split="heldout", n=50 * count, image_size=64)
-    for row in rows:
-        (part,) = hf_diorama.discriminating_parts(row["species"], row["species"] ^ 1)
-        number = 1 + [one["name"] for one in row["parts"]].index(part)
-        mask = torch.from_numpy(np.asarray(row["part_masks"]) == number)
-        is_new = not one_of_each_part or part not in {creature.part for creature in found}
-        if mask.any() and is_new:
-            found.append(Creature(row["image"], row["species"], part, mask))
+    for row in hf_diorama.stream("creatures", split="heldout", n=50 * count, image_size=64):
+        creature = read_creature(row)
+        is_new = not one_of_each_part or creature.part not in {one.part for one in found}
+        if creature.mask.any() and is_new:
+            found.append(creature)
         if len(found) == count:
             return found
     raise ValueError(f"expected {count} renders with such a part in view, found {len(found)}")
