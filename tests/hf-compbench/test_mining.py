@@ -75,11 +75,33 @@ def test_faiss_finds_what_exact_search_finds():
     assert report["pairs_scored"] < 4000**2
 
 
+def test_faiss_looks_past_near_duplicates_for_the_band():
+    """Each image has 12 near copies above the band, which fill the first places of any index."""
+    centres = clustered(300, clusters=300)
+    noise = np.random.default_rng(1).normal(size=(300, 13, 16)) * 1e-3
+    vectors = (centres[:, None] + noise).reshape(-1, 16)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    table = {"block": ["all"] * len(vectors), "embedding": vectors}
+    pairs, exact = (find_candidates(table, neighbours=3, low=0.2, high=0.99, index=i)[0] for i in ("faiss", "exact"))
+    sets = [set(zip(t["first"].tolist(), t["second"].tolist(), strict=True)) for t in (pairs, exact)]
+    assert len(sets[1]) > 3000
+    assert len(sets[0] & sets[1]) / len(sets[1]) >= 0.9
+    assert pairs["similarity"].max() <= 0.99
+
+
+def test_mining_says_what_its_search_found(caplog):
+    with caplog.at_level("INFO", logger="hf_compbench"):
+        pairs = mine_pairs(make_pool(), RULE, image_cap=1, check=False, index="exact")
+    assert "2 blocks, 288 similarities, recall@10 1.000" in pairs.info.description
+    assert pairs.info.description in caplog.text
+
+
 def test_search_in_chunks_is_search(monkeypatch):
     vectors = clustered(50)
-    whole = _search_exact(vectors, 5, -1, 1)
+    whole, work = _search_exact(vectors, 5, -1, 1)
     monkeypatch.setattr("hf_compbench.mining.search._CHUNK", 7)
-    chunks = _search_exact(vectors, 5, -1, 1)
+    chunks, same = _search_exact(vectors, 5, -1, 1)
+    assert work == same == 50 * 50
     assert sorted(map(tuple, whole[:, :2].tolist())) == sorted(map(tuple, chunks[:, :2].tolist()))
 
 

@@ -1,6 +1,7 @@
 """Puts a user's own copies of the images to the labels, and says on which terms they may be used."""
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import datasets
 
 from hf_compbench.sources import SOURCES
 
-logger = datasets.logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def list_terms(sources: Iterable[str]) -> str:
@@ -76,19 +77,11 @@ def resolve_images(
         raise PermissionError(
             f"Pass accept_terms=True if you have read and accept the terms of these images:\n{terms}"
         )
-    logger.info("Terms accepted for the images of\n%s", terms)
+    if terms:
+        logger.warning("You have accepted these terms of the images:\n%s", terms)
     keys = list(zip(dataset["image_1_key"][:], dataset["image_2_key"][:], strict=True))
     found = {key: locate(root, key) for pair in keys for key in pair if key}
-    missing = sorted(key for key, path in found.items() if path is None)
-    if missing and on_missing == "error":
-        listed = ", ".join(missing[:3])
-        raise FileNotFoundError(
-            f"Expected {len(found)} images below {root}, {len(missing)} are missing, e.g. {listed}. "
-            "Pass on_missing='skip' to go on without their rows."
-        )
-    kept = [i for i, pair in enumerate(keys) if all(found[key] is not None for key in pair if key)]
-    if len(kept) < len(keys):
-        logger.warning("%d of %d rows are left out: their images are missing", len(keys) - len(kept), len(keys))
+    kept = _find_complete(keys, found, root, on_missing)
     columns: dict[str, list[Any]] = {"image_1": [], "image_2": [], "composite": []}
     for i in kept:
         first, second = ({"path": str(found[key]), "bytes": None} if key else None for key in keys[i])
@@ -99,3 +92,20 @@ def resolve_images(
     for name, values in columns.items():
         chosen = chosen.add_column(name, values, feature=datasets.Image())
     return chosen.select_columns(dataset.column_names)
+
+
+def _find_complete(
+    keys: Sequence[tuple[str, str]], found: Mapping[str, Path | None], root: Path, on_missing: str
+) -> list[int]:
+    """The rows whose images are all there."""
+    missing = sorted(key for key, path in found.items() if path is None)
+    if missing and on_missing == "error":
+        listed = ", ".join(missing[:3])
+        raise FileNotFoundError(
+            f"Expected {len(found)} images below {root}, {len(missing)} are missing, e.g. {listed}. "
+            "Pass on_missing='skip' to go on without their rows."
+        )
+    kept = [i for i, pair in enumerate(keys) if all(found[key] is not None for key in pair if key)]
+    if len(kept) < len(keys):
+        logger.warning("%d of %d rows are left out: their images are missing", len(keys) - len(kept), len(keys))
+    return kept

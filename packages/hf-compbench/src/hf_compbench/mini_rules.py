@@ -13,7 +13,7 @@ from hf_compbench.mining.rules import Comparison, PairRule
 from hf_compbench.sources import NONE, SIDES, SIDES_OR_SAME
 
 Row = Mapping[str, Any]
-DIFFERENCE_QUESTION = "What is the most obvious difference between the two images?"
+CHANGE_QUESTION = "What is the most obvious difference between the two images?"
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def compare_things(a: Row, b: Row) -> Comparison | None:
     named = [*different, *shared][:4]
     options = (NONE, *sorted(named, key=lambda name: hash_unit("option", a["group_id"], name)))
     answer = different[0] if different else NONE
-    return Comparison(question=DIFFERENCE_QUESTION, options=options, answer_text=answer, subtype="difference")
+    return Comparison(question=CHANGE_QUESTION, options=options, answer_text=answer, subtype="difference")
 
 
 def compare_presence(a: Row, b: Row) -> Comparison | None:

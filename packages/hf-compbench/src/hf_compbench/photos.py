@@ -27,7 +27,10 @@ _DEFECTS = ("blur", "noise", "compression", "exposure")
 
 
 def load_photos(folder: str | Path) -> datasets.Dataset:
-    """Returns the photos of a folder as a dataset with the column `image`: Parquet files, else images in any depth.
+    """Returns the photos of a folder as a dataset with the column `image`.
+
+    They come from its Parquet files (only those with `test` in their names, if there are such), or else from images in
+    any depth.
 
     Raises:
         FileNotFoundError: if there is no such folder, or neither Parquet files nor images in it.

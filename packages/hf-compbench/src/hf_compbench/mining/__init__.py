@@ -1,11 +1,14 @@
-"""The mining engine: from a pool of images with metadata to balanced pairs. Every stage is a function table -> table.
+"""The mining engine: from a pool of images with metadata to balanced pairs.
 
-A table is a mapping from column to array or list, what `datasets` and Ray hand to a batched map, so that the same
-functions can run per block under another engine.
+`mine_pairs` runs all stages. Each is a plain function without state, from a table to a table, so that another engine
+can run them block by block: `embed_images` (images -> embeddings), `find_candidates` (blocks and embeddings ->
+candidate pairs), `judge_candidates` (candidates -> canonical rows), `cap_reuse` and
+`hf_compbench.balance.balance_sides` (rows -> rows). Tables of arrays are mappings from column to array, tables of rows
+are lists of dicts.
 """
 
 from hf_compbench.mining.embedding import PixelEmbedder, TransformersEmbedder, embed_images
-from hf_compbench.mining.pairs import mine_pairs
+from hf_compbench.mining.pairs import cap_reuse, judge_candidates, mine_pairs
 from hf_compbench.mining.rules import Comparison, PairRule
 from hf_compbench.mining.search import find_candidates
 
@@ -14,7 +17,9 @@ __all__ = [
     "PairRule",
     "PixelEmbedder",
     "TransformersEmbedder",
+    "cap_reuse",
     "embed_images",
     "find_candidates",
+    "judge_candidates",
     "mine_pairs",
 ]

@@ -1,7 +1,7 @@
 """From a pool of images to canonical pairs: embed, block, search, judge, cap, balance, group, audit."""
 
 import hashlib
-import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,9 @@ from hf_compbench.features import build_dataset, build_row
 from hf_compbench.groups import connect, hash_unit
 from hf_compbench.mining.embedding import PixelEmbedder, embed_images
 from hf_compbench.mining.rules import PairRule
-from hf_compbench.mining.search import Table, find_candidates
+from hf_compbench.mining.search import RECALL, Table, find_candidates
+
+logger = logging.getLogger(__name__)
 
 
 def judge_candidates(
@@ -36,7 +38,7 @@ def judge_candidates(
         comparison = rule.compare(rows[first], rows[second])
         if comparison is None:
             continue
-        meta = {"similarity": round(similarity, 4), "margin": round(comparison.margin, 4), "rows": [first, second]}
+        meta = {"similarity": round(similarity, 4), "margin": round(comparison.margin, 4)}
         made.append(
             build_row(
                 source=rule.source,
@@ -123,9 +125,9 @@ def mine_pairs(
 ) -> datasets.Dataset:
     """Returns comparisons mined from a pool of images, in the canonical columns.
 
-    Stages: embed each image once; block by metadata; search candidates in the band of similarity; judge them by the
+    Stages: block by metadata; embed each image once; search candidates in the band of similarity; judge them by the
     rule; cap reuse; balance sides for each question; name the groups of pairs that share an image (or a `group_id` of
-    the pool); audit.
+    the pool); audit. What the search cost and its recall stand in `info.description` and are logged.
 
     Args:
         dataset: the pool: `image`, and the metadata that the rule reads. A column `group_id` says which images belong
@@ -164,24 +166,17 @@ def mine_pairs(
     """
     if "image" not in dataset.column_names:
         raise ValueError(f"Expected a pool with the column 'image', got {', '.join(dataset.column_names)}.")
-    images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-    rows = list(dataset.remove_columns(images))
-    blocks = [rule.block(row) for row in rows]
-    used = [i for i, block in enumerate(blocks) if block is not None]
-    if len(used) < 2:
-        raise ValueError(f"Expected at least two images with a block, got {len(used)} of {len(rows)}.")
-    pool = dataset.select(used)
+    pool, rows, blocks = _select_blocks(dataset, rule)
     embeddings = embed_images(pool, embedder or PixelEmbedder(), cache_dir=cache_dir)
-    candidates, _ = find_candidates(
-        {"block": [blocks[i] for i in used], "embedding": embeddings},
+    candidates, search = find_candidates(
+        {"block": blocks, "embedding": embeddings},
         neighbours=rule.neighbours,
         low=rule.low,
         high=rule.high,
         index=index,
     )
-    chosen_rows = [rows[i] for i in used]
     keys = hash_images(pool)
-    pairs = judge_candidates(candidates, chosen_rows, keys, rule)
+    pairs = judge_candidates(candidates, rows, keys, rule)
     pairs = cap_reuse(
         pairs,
         image_cap=image_cap,
@@ -193,10 +188,31 @@ def mine_pairs(
     if not pairs:
         raise ValueError("Expected the rule to make a pair of some candidates, got none; widen its band or its rule.")
     pairs = balance_sides(pairs, seed) if balance else pairs
-    result = attach_images(_name_groups(pairs, chosen_rows, keys), pool, keys)
+    result = attach_images(_name_groups(pairs, rows, keys), pool, keys)
     if check:
         audit_pairs(result).require_clean()
+    result.info.description = _describe(search, len(candidates["first"]), len(pairs))
+    level = logging.WARNING if search["recall"] < RECALL else logging.INFO
+    logger.log(level, "%s", result.info.description)
     return result
+
+
+def _select_blocks(dataset: datasets.Dataset, rule: PairRule) -> tuple[datasets.Dataset, list[Any], list[str]]:
+    """The images of the pool that the rule gives a block, their metadata, and their blocks."""
+    images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    rows = list(dataset.remove_columns(images))
+    blocks = [rule.block(row) for row in rows]
+    used = [i for i, block in enumerate(blocks) if block is not None]
+    if len(used) < 2:
+        raise ValueError(f"Expected at least two images with a block, got {len(used)} of {len(rows)}.")
+    return dataset.select(used), [rows[i] for i in used], [str(blocks[i]) for i in used]
+
+
+def _describe(search: Mapping[str, Any], num_candidates: int, num_pairs: int) -> str:
+    return (
+        f"Mined by hf-compbench: {num_pairs} pairs of {num_candidates} candidates from {search['num_blocks']} blocks, "
+        f"{search['pairs_scored']} similarities, recall@10 {search['recall']:.3f}."
+    )
 
 
 def hash_images(dataset: datasets.Dataset) -> list[str]:
@@ -218,12 +234,11 @@ def _name_groups(pairs: Sequence[dict[str, Any]], rows: Sequence[Any], keys: Seq
 
 
 def attach_images(pairs: Sequence[dict[str, Any]], pool: datasets.Dataset, keys: Sequence[str]) -> datasets.Dataset:
-    """Returns the pairs as a dataset with their images as PNG bytes."""
+    """Returns the pairs as a dataset with their images, encoded as in the pool."""
     place_of = {key: place for place, key in reversed(list(enumerate(keys)))}
     encoded = pool.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
     made = []
     for pair in pairs:
-        meta = {key: value for key, value in json.loads(pair["meta"]).items() if key != "rows"}
         images = {f"image_{side}": encoded[place_of[pair[f"image_{side}_key"]]]["image"] for side in (1, 2)}
-        made.append({**pair, **images, "meta": json.dumps(meta, sort_keys=True)})
+        made.append({**pair, **images})
     return build_dataset(made)
