@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 
 from hf_compbench import audit_pairs, build_compbench, load_compbench, resolve_images, score
+from hf_compbench.balance import swap_row
+from hf_compbench.building import write_shards
 from hf_compbench.features import build_features
 from hf_compbench.runners import HeuristicRunner, run_model
 from hf_compbench.splits import split_clean, split_official
@@ -164,7 +166,7 @@ def test_clean_split_does_not_depend_on_the_order_of_the_file(labels):
 
 
 def test_built_folder_loads_with_plain_datasets(labels, tmp_path):
-    counts = build_compbench(labels[0], tmp_path / "out")
+    counts = build_compbench(labels[0], tmp_path / "out", allow_leaks=True)
     assert counts["all"]["official_test"] == counts["emotion"]["official_test"] + counts["existence"]["official_test"]
     plain = datasets.load_dataset(
         str(tmp_path / "out"), "emotion", split="official_test", cache_dir=str(tmp_path / "c")
@@ -176,15 +178,51 @@ def test_built_folder_loads_with_plain_datasets(labels, tmp_path):
     skipped = json.loads((tmp_path / "out" / "skipped.json").read_text())
     assert skipped == {"celeba": [{"entry": 42, "reason": "empty entry"}]}
     with pytest.raises(ValueError, match="new or empty folder"):
+        build_compbench(labels[0], tmp_path / "out", allow_leaks=True)
+
+
+def test_a_leaky_set_is_not_written(labels, tmp_path):
+    """All magic_brush labels of the fixture are "hat": the option prior knows them."""
+    with pytest.raises(ValueError, match=r"MB: option prior 1\.000.*\n?.*allow_leaks=True"):
         build_compbench(labels[0], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    build_compbench(labels[0], tmp_path / "out", allow_leaks=True)
+    audit = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert {check["name"] for check in audit["checks"] if not check["passed"]} >= {"option prior"}
+    assert "- MB: option prior 1.000" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_large_splits_are_cut_into_shards(labels, tmp_path):
+    ds = load_compbench("emotion", "official_test", path=labels[0])
+    write_shards(ds, tmp_path / "data" / "emotion", "official_test", max_bytes=ds.data.nbytes // 3)
+    names = sorted(path.name for path in (tmp_path / "data" / "emotion").iterdir())
+    assert names == [f"official_test-{i:05d}-of-00004.parquet" for i in range(4)]
+    assert load_compbench("emotion", "official_test", path=tmp_path)["id"][:] == ds["id"][:]
+
+
+def test_a_repository_loads_like_a_folder(labels, tmp_path):
+    """`source="hub"` hands its `path` to `load_dataset`, which takes a folder as it takes the id of a repository."""
+    build_compbench(labels[0], tmp_path / "mllm-compbench-hub-test", allow_leaks=True)
+    repository = {"source": "hub", "path": str(tmp_path / "mllm-compbench-hub-test")}
+    local = load_compbench("emotion", "clean_test", path=labels[0])
+    hub = load_compbench("emotion", "clean_test", **repository)
+    assert hub.features == build_features()
+    assert sorted(hub["id"]) == sorted(local["id"])
+    assert [row["id"] for row in load_compbench("emotion", "clean_test", streaming=True, **repository)] == hub["id"][:]
+    resolved = load_compbench("emotion", "clean_val", image_root=labels[1], accept_terms=True, **repository)
+    assert resolved[0]["image_1"].size == (8, 6)
 
 
 def test_streaming_equals_map_style(labels, tmp_path):
-    build_compbench(labels[0], tmp_path / "out")
-    for path in (labels[0], tmp_path / "out"):
-        whole = load_compbench("all", "clean_test", path=path)
-        stream = load_compbench("all", "clean_test", path=path, streaming=True)
-        assert [row["id"] for row in stream] == whole["id"][:]
+    build_compbench(labels[0], tmp_path / "out", allow_leaks=True)
+    whole = load_compbench("all", "clean_test", path=labels[0])
+    stream = load_compbench("all", "clean_test", path=tmp_path / "out", streaming=True)  # reads the Parquet files
+    assert isinstance(stream, datasets.IterableDataset)
+    assert sorted(row["id"] for row in stream) == sorted(whole["id"])
+    built = load_compbench("all", "clean_test", path=tmp_path / "out")
+    assert [row["id"] for row in stream] == built["id"][:]
+    labels_only = load_compbench("all", "clean_test", path=labels[0], streaming=True)
+    assert isinstance(labels_only, datasets.IterableDataset)
 
 
 def test_images_come_from_the_user_s_folder_and_parquet_keeps_their_bytes(labels, tmp_path):
@@ -193,7 +231,7 @@ def test_images_come_from_the_user_s_folder_and_parquet_keeps_their_bytes(labels
     row = ds[0]
     value = int(row["image_1_key"].split("/")[1][:-4]) * 2
     assert np.asarray(row["image_1"])[0, 0].tolist() == [value, value // 2, 9]
-    build_compbench(folder, tmp_path / "out", image_root=images, accept_terms=True)
+    build_compbench(folder, tmp_path / "out", image_root=images, accept_terms=True, allow_leaks=True)
     built = load_compbench("emotion", "clean_val", path=tmp_path / "out").cast_column(
         "image_1", datasets.Image(decode=False)
     )
@@ -245,18 +283,37 @@ def test_mini_is_the_same_every_time_and_streams(mini):
     assert [row["id"] for row in load_compbench("mini", "test", streaming=True, **options)] == wanted
 
 
-def test_mini_answers_follow_from_pixels(mini):
-    """An oracle that looks: quantity by counting connected regions is not needed where colours are few."""
-    names = mini.features["relativity"].int2str
-    brighter = 0
-    for row in mini:
-        if names(row["relativity"]) == "quality" and row["subtype"] == "exposure" and row["answer_text"] != "Same":
+def test_mini_answers_follow_from_pixels():
+    """What was darkened is darker, and where something is missing pixels differ."""
+    ds = load_compbench("mini", num_pairs=24, image_size=64, relativities=("quality", "existence"))
+    checked = Counter()
+    for row in ds:
+        if row["subtype"] == "exposure" and row["answer_text"] != "Same":
             light = [np.asarray(row[side]).mean() for side in ("image_1", "image_2")]
             assert (light[0] > light[1]) == (row["answer_text"] == "Left")
-            brighter += 1
-        if names(row["relativity"]) == "existence" and row["subtype"] == "difference":
+            checked["exposure"] += 1
+        if row["subtype"] == "difference":
             change = np.abs(np.asarray(row["image_1"]).astype(int) - np.asarray(row["image_2"]))
             assert (change.max() > 40) == (row["answer_text"] != "None")
+            checked[row["answer_text"] == "None"] += 1
+    assert all(checked[name] for name in ("exposure", True, False)), checked
+
+
+@pytest.mark.slow
+def test_mini_at_its_default_size_passes_an_audit_that_can_fail():
+    ds = load_compbench("mini", "heldout", seed=1000, image_size=64)
+    names = ds.features["relativity"].int2str
+    assert Counter(map(names, ds["relativity"])) == dict.fromkeys(ds.features["relativity"].names, 60)
+    report = audit_pairs(ds)
+    assert report.passed, str(report)
+    limits = [check.limit for check in report.checks if check.name in ("question prior", "option prior")]
+    assert max(limits) < 1
+    rows = [
+        {**row, "relativity": names(row["relativity"]), "source": "mini_scenes"}
+        for row in ds.remove_columns(["image_1", "image_2", "composite"])
+    ]
+    one_sided = [swap_row(row) if row["answer_text"] == "Right" else row for row in rows]
+    assert {check.name for check in audit_pairs(one_sided).failures} >= {"question prior", "side balance"}
 
 
 def test_photos_give_pairs_with_known_edits(photo_folder):

@@ -45,6 +45,10 @@ class Check:
         """Whether the value is within its limit."""
         return self.value <= self.limit + 1e-12
 
+    def __str__(self) -> str:
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.column}: {self.name} {self.value:.3f}, limit {self.limit:.3f}, n = {self.n}{detail}"
+
 
 @dataclass(frozen=True)
 class AuditReport:
@@ -76,7 +80,7 @@ class AuditReport:
     def require_clean(self) -> None:
         """Raises a ValueError that lists what failed."""
         if self.failures:
-            lines = "\n".join(f"- {_sentence(check)}" for check in self.failures)
+            lines = "\n".join(f"- {check}" for check in self.failures)
             raise ValueError(f"The audit found answers that can be had without comparing images:\n{lines}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,15 +101,10 @@ class AuditReport:
         return f"<table><thead>{head}</thead><tbody>\n{rows}\n</tbody></table>"
 
     def __str__(self) -> str:
-        return "\n".join(f"{'passed' if check.passed else 'FAILED'}  {_sentence(check)}" for check in self._ordered())
+        return "\n".join(f"{'passed' if check.passed else 'FAILED'}  {check}" for check in self._ordered())
 
     def _ordered(self) -> list[Check]:
         return sorted(self.checks, key=lambda check: check.passed)
-
-
-def _sentence(check: Check) -> str:
-    detail = f" ({check.detail})" if check.detail else ""
-    return f"{check.column}: {check.name} {check.value:.3f}, limit {check.limit:.3f}, n = {check.n}{detail}"
 
 
 def audit_pairs(dataset: Iterable[Row], train: Iterable[Row] | None = None) -> AuditReport:

@@ -10,13 +10,15 @@ from typing import Any
 import datasets
 
 from hf_compbench.audit import AuditReport, audit_pairs
+from hf_compbench.building import build_compbench
 from hf_compbench.files import write_text
-from hf_compbench.loading import CONFIGS, build_compbench, load_compbench
+from hf_compbench.loading import CONFIGS, load_compbench
 from hf_compbench.predictions import read_predictions
 from hf_compbench.prompting import LAYOUTS
 from hf_compbench.published import ACCURACIES, compare_counts
 from hf_compbench.report import save_report
-from hf_compbench.scoring import Mode, Scores, score
+from hf_compbench.scores import Scores
+from hf_compbench.scoring import Mode, score
 
 _RUN = ("model", "prompt", "shown", "mode", "layout")
 
@@ -37,6 +39,7 @@ def _build_parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", help="label files -> Parquet folder for datasets.load_dataset")
     build.add_argument("labels", help="folder with the authors' label files")
     build.add_argument("--out", required=True)
+    build.add_argument("--allow-leaks", action="store_true", help="write clean splits that do not pass the audit")
     _add_images(build)
     build.set_defaults(command=_build)
     audit = commands.add_parser("audit", help="can answers be had without comparing images? exits 1 if so")
@@ -109,7 +112,7 @@ def _write(text: str) -> None:
 
 
 def _build(args: argparse.Namespace) -> int:
-    counts = build_compbench(args.labels, args.out, **_image_options(args))
+    counts = build_compbench(args.labels, args.out, allow_leaks=args.allow_leaks, **_image_options(args))
     for config, by_split in counts.items():
         _write(f"{config}: " + ", ".join(f"{split} {n}" for split, n in by_split.items()))
     return 0

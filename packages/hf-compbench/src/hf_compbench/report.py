@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -11,7 +12,9 @@ import datasets
 from PIL import Image
 
 from hf_compbench.files import write_text
-from hf_compbench.scoring import Scores
+from hf_compbench.functional import build_swap_map
+from hf_compbench.scores import Scores
+from hf_compbench.sources import column_of
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -27,6 +30,12 @@ figure {{ margin: 1rem 0; }} figure img {{ height: 128px; margin-right: .5rem; i
 </body></html>
 """
 _COLUMNS = ("accuracy", "pair_accuracy", "consistency", "bias", "debiased_accuracy", "coverage", "chance", "majority")
+_PRIORS = ("option_prior", "question_prior")
+_HEADING = "answers that do not survive exchanging the images"
+_BIAS = (
+    "Side bias: share of answers Left minus that of right answers Left, percent points. Bars to the left say Left too "
+    "often."
+)
 
 
 def build_report(
@@ -59,19 +68,27 @@ def build_report(
     ```
     """
     parts = [build_table(scores, baselines or {}), _relativities(scores), build_bias_chart(scores)]
-    examples = _contradictions(dataset, scores, num_examples)
+    examples = _find_contradictions(dataset, scores, num_examples)
     if examples:
-        parts.append(f"<h3>{escape(title)}: answers that do not survive exchanging the images</h3>")
-        parts += examples
+        parts.append(f"<h3>{escape(title)}: {_HEADING}</h3>")
+        parts += [_figure(row, scores.answers[row["id"]]) for row in examples]
     return "\n".join(parts)
 
 
-def save_report(path: str | Path, dataset: datasets.Dataset, scores: Scores, **options: Any) -> None:
-    """Writes [`build_report`] as a whole HTML page, or the tables alone where the name ends in `.md`.
+def save_report(
+    path: str | Path,
+    dataset: datasets.Dataset,
+    scores: Scores,
+    *,
+    title: str = "Two-image comparisons",
+    baselines: Mapping[str, Scores] | None = None,
+    num_examples: int = 6,
+) -> None:
+    """Writes the report as one HTML page, or as Markdown with its images in a folder beside it.
 
     Args:
-        path: ends in `.html` or `.md`.
-        dataset, scores, **options: as in [`build_report`].
+        path: ends in `.html` or `.md`; the images of `report.md` go to `report_images`.
+        dataset, scores, title, baselines, num_examples: as in [`build_report`].
 
     Example:
 
@@ -90,18 +107,48 @@ def save_report(path: str | Path, dataset: datasets.Dataset, scores: Scores, **o
     target = Path(path)
     if target.suffix not in (".html", ".md"):
         raise ValueError(f"Expected a name that ends in .html or .md, got {target.name!r}.")
-    title = str(options.get("title", "Two-image comparisons"))
     if target.suffix == ".md":
-        lines = [f"| {name} | {value:.1%} |" for name, value in scores.relativities.items()]
-        text = "\n".join([f"# {title}", "", str(scores), "", "| kind | accuracy |", "|---|---|", *lines, ""])
-    else:
-        text = _PAGE.format(title=escape(title), body=build_report(dataset, scores, **options))
-    write_text(target, text)
+        examples = _find_contradictions(dataset, scores, num_examples)
+        write_text(target, _build_markdown(target, examples, scores, title, baselines or {}))
+        return
+    body = build_report(dataset, scores, title=title, baselines=baselines, num_examples=num_examples)
+    write_text(target, _PAGE.format(title=escape(title), body=body))
+
+
+def _build_markdown(
+    target: Path, examples: list[dict[str, Any]], scores: Scores, title: str, baselines: Mapping[str, Scores]
+) -> str:
+    """The same as Markdown; the images of the examples are written to a folder."""
+    kinds = [f"| {name} | {value:.1%} |" for name, value in scores.relativities.items()]
+    lines = [f"# {title}", "", scores.to_table(baselines), "", "| kind | accuracy |", "|---|---|", *kinds, ""]
+    bars = {code: column["bias"] for code, column in scores.columns.items() if "bias" in column}
+    if bars:
+        width = max(map(len, bars))
+        chart = [f"{code:{width}} {100 * bias:+6.1f} {_draw_bar(bias)}" for code, bias in bars.items()]
+        lines += ["## Side bias", "", "```", *chart, "```", "", _BIAS, ""]
+    if examples:
+        lines += [f"## {_HEADING[0].upper()}{_HEADING[1:]}", ""]
+    folder = target.with_name(f"{target.stem}_images")
+    for number, row in enumerate(examples):
+        names = []
+        for side in ("image_1", "image_2"):
+            folder.mkdir(parents=True, exist_ok=True)
+            _shrink(row[side]).save(folder / f"{number}_{side}.png")
+            names.append(f"![{side}]({folder.name}/{number}_{side}.png)")
+        lines += [" ".join(names), "", _caption(row, scores.answers[row["id"]]), ""]
+    return "\n".join(lines)
+
+
+def _draw_bar(bias: float, half: int = 20) -> str:
+    """A bar to the left of the middle where Left is said too often, to the right of it otherwise."""
+    length = min(half, round(abs(bias) * 2 * half))
+    left, right = ("#" * length, "") if bias > 0 else ("", "#" * length)
+    return f"{left:>{half}}|{right}".rstrip()
 
 
 def build_table(scores: Scores, baselines: Mapping[str, Scores]) -> str:
     """Returns the numbers of each column as an HTML table, in percent."""
-    names = [name for name in _COLUMNS if any(name in column for column in scores.columns.values())]
+    names = [name for name in (*_COLUMNS, *_PRIORS) if any(name in column for column in scores.columns.values())]
     head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in ["column", "n", *names, *baselines])
     rows = []
     for code, column in scores.columns.items():
@@ -117,7 +164,8 @@ def build_table(scores: Scores, baselines: Mapping[str, Scores]) -> str:
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     macro = f"{100 * scores.macro:.1f} [{100 * scores.macro_low:.1f}, {100 * scores.macro_high:.1f}]"
     rows.append(f"<tr><td>macro mean</td><td></td><td>{macro}</td></tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
+    missing = f"\n<p>Missing: {scores.missing} replies, in no accuracy.</p>" if scores.missing else ""
+    return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>" + missing
 
 
 def _relativities(scores: Scores) -> str:
@@ -143,44 +191,48 @@ def build_bias_chart(scores: Scores) -> str:
     return (
         f'<figure><svg viewBox="0 0 620 {height}" width="620" height="{height}" font-size="14" role="img" '
         f'aria-label="side bias by column">{"".join(lines)}</svg>'
-        "<figcaption>Side bias: share of answers Left minus that of right answers Left, percent points. Bars to the "
-        "left say Left too often.</figcaption></figure>"
+        f"<figcaption>{_BIAS}</figcaption></figure>"
     )
 
 
-def _contradictions(dataset: datasets.Dataset, scores: Scores, count: int) -> list[str]:
-    """Figures of pairs with a right and a wrong answer, columns in turn."""
-    plain = dataset.remove_columns(["image_1", "image_2", "composite"])
-    by_column: dict[Any, list[int]] = {}
-    for number, row in enumerate(plain):
+def _find_contradictions(dataset: datasets.Dataset, scores: Scores, count: int) -> list[dict[str, Any]]:
+    """Rows that were answered right in one image order only, columns in turn."""
+    names = {name: dataset.features[name].int2str for name in ("relativity", "source")}
+    by_column: dict[str, list[int]] = {}
+    for place, row in enumerate(dataset.select_columns(["id", "options", *names])):
         answers = scores.answers.get(row["id"], {})
-        if {"first", "second"} <= set(answers) and answers["right"] == 0.5:
-            by_column.setdefault(row["relativity"], []).append(number)
-    chosen: list[int] = []
-    queues = list(by_column.values())
-    while queues and len(chosen) < count:
-        queues = [queue for queue in queues if queue]
-        for queue in queues:
-            if len(chosen) < count:
-                chosen.append(queue.pop(0))
-    return [_figure(dataset[number], scores.answers[dataset[number]["id"]]) for number in chosen]
+        if not {"first", "second"} <= set(answers) or answers["gold"] < 0:
+            continue
+        swapped_gold = build_swap_map(row["options"])[answers["gold"]]
+        if (answers["first"] == answers["gold"]) != (answers["second"] == swapped_gold):
+            code = column_of(names["source"](row["source"]), names["relativity"](row["relativity"]))
+            by_column.setdefault(code, []).append(place)
+    in_turn = [place for places in itertools.zip_longest(*by_column.values()) for place in places if place is not None]
+    return [dataset[place] for place in in_turn[:count]]
 
 
-def _figure(row: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
+def _caption(row: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
     def said(index: int) -> str:
         return "nothing that could be read" if index < 0 else str(row["options"][index])
 
-    images = "".join(f'<img src="{_inline(row[side])}" alt="{side}">' for side in ("image_1", "image_2") if row[side])
-    caption = (
+    return (
         f"{row['question']} Right: {row['answer_text']}. Said: {said(answers['first'])}; "
         f"with the images exchanged: {said(answers['second'])}."
     )
-    return f"<figure>{images}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _inline(image: Image.Image, side: int = 192) -> str:
+def _figure(row: Mapping[str, Any], answers: Mapping[str, Any]) -> str:
+    images = "".join(f'<img src="{_inline(row[side])}" alt="{side}">' for side in ("image_1", "image_2"))
+    return f"<figure>{images}<figcaption>{escape(_caption(row, answers))}</figcaption></figure>"
+
+
+def _shrink(image: Image.Image, side: int = 192) -> Image.Image:
     small = image.convert("RGB")
     small.thumbnail((side, side))
+    return small
+
+
+def _inline(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    small.save(buffer, "PNG")
+    _shrink(image).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
