@@ -109,9 +109,11 @@ def test_targets_and_references_of_each_image(
     for one, maps, names in zip(found, whole.maps, against, strict=True):
         assert one.reference_names == tuple(f"LABEL_{i}" for i in names)
         torch.testing.assert_close(one.output.maps[0], maps, atol=1e-5, rtol=0)
-    ragged = [[1, 2], ["LABEL_0"], [3], [5, 6, 0], [6]]
+    ragged = [torch.tensor([1, 2]), ["LABEL_0"], 3, (5, 6, 0), [6]]
     found = list(explain(tiny_vit, processor, images, target=targets, against=ragged, **options))
     assert [len(one.reference_names) for one in found] == [2, 1, 1, 3, 1]
+    (one, *_) = explain(tiny_vit, processor, images, target=torch.tensor(3), against=torch.tensor([5, 6]), **options)
+    assert (one.target_name, one.reference_names) == ("LABEL_3", ("LABEL_5", "LABEL_6"))
     matrix = torch.eye(7).roll(1, 1)  # the next class
     found = list(explain(tiny_vit, processor, images, target=targets, against=matrix, **options))
     assert [one.reference_names for one in found] == [(f"LABEL_{i}",) for i in (1, 2, 3, 4, 5)]

@@ -122,7 +122,8 @@ def explain(
     source = [images] if isinstance(images, (str, Path, Image.Image)) else images
     _check(source, batch_size, on_error)
     count = len(source) if isinstance(source, Sized) else None
-    get_target = _for_each_image("target", target, count, is_single=not isinstance(target, (list, tuple, Tensor)))
+    target = target.tolist() if isinstance(target, Tensor) else target
+    get_target = _for_each_image("target", target, count, is_single=not isinstance(target, (list, tuple)))
     get_against = _for_each_image("against", against, count, is_single=not _is_nested(against))
     if device is not None:
         model.to(device)
@@ -178,7 +179,7 @@ def _for_each_image(name: str, value: Any, count: int | None, *, is_single: bool
     def get(index: int) -> Any:
         if index >= len(values):
             raise ValueError(f"`{name}` must have one entry for each image, got {len(values)} and more images.")
-        value = values[index]
+        value = values[index].tolist() if isinstance(values[index], Tensor) else values[index]
         return [value] if name == "against" and isinstance(value, (int, str)) else value
 
     return get
@@ -213,13 +214,15 @@ def _read(source: Iterable[Any], column: str, on_error: str) -> Iterator[tuple[i
         except UNREADABLE as error:
             raise ValueError(f"image {index} cannot be read: {error}; an iterator that fails cannot go on.") from error
         try:
-            yield index, _open(item if rows is None else rows[item], column)
+            image = _open(item if rows is None else rows[item], column)
         except UNREADABLE as error:
             if on_error == "raise":
                 raise ValueError(
                     f"image {index} cannot be read: {error}; mend it, or skip such images with `on_error='skip'`."
                 ) from error
             logger.warning("Skipped image %d: %s", index, error)
+        else:
+            yield index, image
         index += 1
 
 
