@@ -1,6 +1,6 @@
 """Replies scored a second: reading, metrics of both image orders, 10,000 bootstrap samples over clusters.
 
-The bar is 80,000 replies in 20 seconds on one core. Replies are the golden ones of the tests in turn, of all kinds.
+The bar is 80,000 replies in 20 seconds on one core. Replies are the golden ones of the tests to two sides, in turn.
 """
 
 from pathlib import Path
