@@ -128,6 +128,9 @@ def test_any_text_gives_an_index_or_none(reply):
         ("Same", OPTION_SETS["LRS"], 2),
         ("white car.", OPTION_SETS["SD"], 2),
         ("the white car", OPTION_SETS["SD"], -1),
+        (" White Car", OPTION_SETS["SD"], 2),
+        ("white_car", OPTION_SETS["SD"], -1),
+        ("C++", ["None", "c++", "c"], 1),  # outer punctuation goes from both, so that C is C++
     ],
 )
 def test_paper_mode_reads_as_the_scripts_did(reply, options, expected):

@@ -9,6 +9,7 @@ import difflib
 import functools
 import json
 import re
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -261,7 +262,8 @@ def extract_as_paper(reply: str, options: Sequence[str]) -> Extraction:
     """Returns what the authors' evaluation scripts read in a reply, their defects included.
 
     Where sides are options it looks for the substrings "Right" and "Second" first and for "Left" and "First" after
-    ("Left, not Right" is read as Right); other options have to be equal but for punctuation.
+    ("Left, not Right" is read as Right), case counts; other options have to be equal but for case, and blanks and
+    punctuation around them.
 
     Example:
 
@@ -279,7 +281,10 @@ def extract_as_paper(reply: str, options: Sequence[str]) -> Extraction:
                 index = list(options).index(option)
                 break
     else:
-        plain = [wording.PUNCTUATION.sub("", option).strip() for option in options]
-        wanted = wording.PUNCTUATION.sub("", reply).strip()
+        plain, wanted = [_strip_as_paper(option) for option in options], _strip_as_paper(reply)
         index = plain.index(wanted) if wanted in plain else UNPARSED
     return Extraction(index, "paper" if index >= 0 else "unparsed")
+
+
+def _strip_as_paper(text: str) -> str:
+    return text.strip(" ").lower().strip(string.punctuation)
