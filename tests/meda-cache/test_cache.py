@@ -318,8 +318,8 @@ def test_8192_tokens_need_little_memory_beside_the_cache(options: dict[str, Any]
     prompt = Prompt(visual_mask, torch.ones_like(visual_mask))
     layer.update(states, states)
     with torch.profiler.profile(profile_memory=True) as profile:
-        layer.reading = Reading(prompt, 8192, is_whole=True)
-        layer.observe(states, scaling=None, attention_mask=None)
+        layer.reading = Reading(prompt, is_whole=True)
+        layer.observe(states, states, scaling=None, attention_mask=None)
         layer.complete(prompt)
         layer.compress(prompt, [410])
     largest = max(event.self_cpu_memory_usage for event in profile.events())

@@ -23,8 +23,10 @@ from meda_cache import (
     allocate_budgets,
     attach,
     cross_modal_entropy,
+    detach,
     select_tokens,
 )
+from meda_cache.prompt import read_prompt
 from support.tiny_decoders import TEXT, Family, build_family
 
 
@@ -249,11 +251,81 @@ def test_families_that_store_something_else(config: Any, reason: str) -> None:
 
 @pytest.mark.parametrize("implementation", ["static", "quantized", "dynamic"])
 def test_another_cache_implementation_beside_it(llava: Family, implementation: str) -> None:
+    """transformers says so."""
     cache = MedaCache(llava.model.config)
-    with attach(llava.model), pytest.raises(ValueError, match=f"can't be quantised or static, got '{implementation}'"):
+    with attach(llava.model), pytest.raises(ValueError, match="Passing both `cache_implementation`"):
         llava.model.generate(
             **llava.prompts(1), past_key_values=cache, cache_implementation=implementation, max_new_tokens=2
         )
+
+
+def test_old_default_of_gemma_is_no_other_implementation(llava: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checkpoints of Gemma 3 say "hybrid", which transformers takes for nothing."""
+    monkeypatch.setattr(llava.model.generation_config, "cache_implementation", "hybrid")
+    cache = MedaCache.from_model(llava.model, keep_ratio=0.3)
+    llava.model.generate(**llava.prompts(1), past_key_values=cache, max_new_tokens=2)
+    assert cache.is_compressed
+    detach(llava.model)
+
+
+def test_model_of_which_a_part_is_here(llava: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llava.model, "_tp_size", 2)
+    with pytest.raises(ValueError, match="got tensor parallelism in 2 parts"):
+        attach(llava.model)
+
+
+def test_right_padding_without_mask() -> None:
+    pad, ids = 0, [[5, 6, 7, 8], [5, 6, 0, 0]]
+    with pytest.raises(ValueError, match=r"rows \[1\] end with the padding token"):
+        read_prompt(
+            torch.tensor(ids),
+            None,
+            num_seen=0,
+            num_new=4,
+            batch_size=2,
+            visual_token_ids=[],
+            token_types=None,
+            visual_mask=None,
+            pad_token_id=pad,
+        )
+
+
+def test_declared_mask_of_another_batch(llava: Family) -> None:
+    inputs = llava.prompts(1, 1)
+    embeds = llava.model.get_input_embeddings()(inputs["input_ids"])
+    cache = MedaCache(llava.model.config, keep_ratio=0.3)
+    cache.expect(visual_mask=torch.ones(3, embeds.shape[1], dtype=torch.bool))
+    with attach(llava.model), torch.no_grad(), pytest.raises(ValueError, match="each of the 2 prompts, got 3 rows"):
+        llava.model(inputs_embeds=embeds, past_key_values=cache)
+
+
+def test_refused_piece_leaves_the_prompt_as_it_was(llava: Family) -> None:
+    inputs = llava.prompts(2)
+    cache = MedaCache(llava.model.config, keep_ratio=0.3)
+    with attach(llava.model), torch.no_grad():
+        llava.model(**inputs, past_key_values=cache)
+        with pytest.raises(ValueError, match="prompt in one forward"):
+            llava.model(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
+        cache.compress()  # what the message says
+        llava.model(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 2
+
+
+def test_failed_compression_empties_the_cache(llava: Family) -> None:
+    calls = []
+
+    def select(scores: torch.Tensor, visual_mask: torch.Tensor, budget: int) -> torch.Tensor:
+        calls.append(budget)
+        first = torch.arange(budget).expand(len(scores), -1)
+        return first if len(calls) == 1 else first + scores.shape[1]
+
+    cache = MedaCache(llava.model.config, keep_ratio=0.3, select=select)
+    with attach(llava.model), torch.no_grad():
+        llava.model(**llava.prompts(1), past_key_values=cache)
+        with pytest.raises(ValueError, match="ascending positions below"):
+            cache.compress()
+        assert cache.get_seq_length() == 0
+        llava.model(**llava.prompts(1), past_key_values=cache)
 
 
 def test_expect_what_contradicts_itself(llava: Family) -> None:

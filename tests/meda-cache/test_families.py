@@ -49,6 +49,32 @@ def test_equals_a_full_cache_with_the_evicted_slots_masked(
     assert (compressed[-1] - full[-1]).abs().max() > 1e-2, "eviction should be visible, or the test shows little"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False, "num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 3, "temperature": 2.0},
+    ],
+    ids=["beam", "sample"],
+)
+def test_several_sequences_equal_those_of_the_oracle(family: Family, options: dict[str, Any]) -> None:
+    """Beams are reordered, and all sequences of a prompt see what was kept of it."""
+    model, inputs = family.model, family.prompts(1, 3)
+    options = {**options, "max_new_tokens": 6, "min_new_tokens": 6}
+    cache = MedaCache(model.config, preset="h2o", keep_ratio=0.4)
+    torch.manual_seed(5)
+    with attach(model):
+        tokens = model.generate(**inputs, past_key_values=cache, **options)
+    kept = {index: layer.positions for index, layer in cache.managed_layers.items()}
+    assert {len(positions) for positions in kept.values()} == {6}
+    model.set_attn_implementation("oracle")
+    oracle = MaskedFullCache(model.config, kept, inputs["input_ids"].shape[1])
+    torch.manual_seed(5)
+    expected = model.generate(**inputs, past_key_values=oracle, **options)
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(tokens, expected)
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize(
     "options",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from meda_cache import MedaCache, attach, plot_kept_tokens, plot_layers
-from meda_cache.plots import compute_kept_share
+from meda_cache.plots import compute_kept_share, split_by_image
 from support.tiny_decoders import Family
 
 plt: Any = pytest.importorskip("matplotlib.pyplot", reason='needs the extra "plots"')
@@ -62,6 +62,12 @@ def test_kept_tokens_lie_where_they_are_in_the_image(cache: MedaCache) -> None:
     veil = figure.axes[1].images[1].get_alpha()
     assert veil.shape == (4, 4)
     assert veil.flatten().tolist() == pytest.approx([0, 0, *[0.85] * 14])
+
+
+def test_images_of_different_size_have_their_own_tokens() -> None:
+    share, runs = torch.arange(20.0), [4, 16]
+    assert [part.tolist() for part in split_by_image(share, runs, 2)] == [list(range(4)), list(range(4, 20))]
+    assert [len(part) for part in split_by_image(share, [20], 2)] == [10, 10], "no text between them"
 
 
 def test_images_that_do_not_fit(cache: MedaCache) -> None:

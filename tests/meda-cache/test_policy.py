@@ -151,7 +151,7 @@ def test_own_selection_and_merge_are_used_and_checked(llava: Family) -> None:
     plain = compress(llava, llava.prompts(1), preset="h2o", recent_fraction=1.0)
     assert torch.equal(own.layers[0].positions, plain.layers[0].positions)
     torch.testing.assert_close(own.layers[0].keys, 2 * plain.layers[0].keys)
-    with pytest.raises(ValueError, match=r"`select` to return ascending positions of shape \(2, "):
+    with pytest.raises(ValueError, match=r"`select` to return ascending positions below 28 of shape \(2, "):
         compress(llava, llava.prompts(1), select=lambda scores, visual_mask, budget: torch.zeros(2, budget).long())
     with pytest.raises(ValueError, match="`merge` to return keys and values of shapes"):
         compress(llava, llava.prompts(1), merge=lambda keys, values, kept: (keys, values))

@@ -107,6 +107,34 @@ def test_prompt_lookup_equals_greedy(preset: str, seed: int) -> None:
         assert one is None or torch.equal(one, other)
 
 
+def test_drafts_after_a_turn_are_no_turn_of_their_own() -> None:
+    model = build_family("llama").model
+    prompt = torch.randint(3, 12, (1, 40), generator=torch.Generator().manual_seed(1))
+    options: dict[str, Any] = {"max_new_tokens": 15, "do_sample": False}
+    with attach(model):
+        caches = [MedaCache(model.config, keep_ratio=0.3, recompress="each_prefill") for _ in range(2)]
+        greedy = model.generate(prompt, past_key_values=caches[0], **options)
+        lookup = model.generate(prompt, past_key_values=caches[1], prompt_lookup_num_tokens=3, **options)
+    assert torch.equal(greedy, lookup)
+    assert caches[0].prompt_length == caches[1].prompt_length == 40
+
+
+def test_declared_mask_of_prompts_goes_to_all_their_beams(llava: Family) -> None:
+    inputs, seen = llava.prompts(2), []
+    model, options = llava.model, {"num_beams": 3, "max_new_tokens": 4, "min_new_tokens": 4}
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with attach(model), torch.no_grad():
+        by_ids = MedaCache(model.config, preset="meda", keep_ratio=0.3)
+        tokens = model.generate(**inputs, past_key_values=by_ids, **options)
+        hook.remove()
+        by_embeds = MedaCache(model.config, preset="meda", keep_ratio=0.3)
+        by_embeds.expect(visual_mask=inputs["input_ids"] == IMAGE_TOKEN)
+        again = model.generate(inputs_embeds=seen[0][:1], past_key_values=by_embeds, **options)
+    assert torch.equal(again, tokens[:, inputs["input_ids"].shape[1] :])
+
+
 def test_assisted_decoding_equals_greedy() -> None:
     model = build_family("llama").model
     torch.manual_seed(3)

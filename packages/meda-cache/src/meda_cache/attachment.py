@@ -63,6 +63,11 @@ def attach(model: nn.Module) -> ExitStack:
     attachment = ExitStack()
     if model in _ATTACHMENTS:
         return attachment  # whoever attached it detaches it
+    if getattr(model, "_tp_size", None) not in (None, 1):
+        raise ValueError(
+            f"Expected a model whose heads are in one process, got tensor parallelism in {model._tp_size} parts, "
+            "each of which would give its layers other budgets; use `device_map`."
+        )
     base = get_attention_implementation(model)
     if base not in BASES:
         raise ValueError(
@@ -139,7 +144,7 @@ def meda_attention_forward(
                     f"Expected plain softmax attention, got {type(module).__name__} with `{name}`, which the scores "
                     "of MedaCache do not know yet; use `DynamicCache`."
                 )
-        layer.observe(query, scaling=kwargs.get("scaling"), attention_mask=attention_mask)
+        layer.observe(query, key, scaling=kwargs.get("scaling"), attention_mask=attention_mask)
         layer.awaits_attention = False
         if can_decode(layer, query, attention_mask):
             options: dict[str, Any] = {"start": layer.count_empty_slots(), "scaling": kwargs.get("scaling")}
@@ -171,13 +176,6 @@ def _generate(model: Any, *args: Any, **kwargs: Any) -> Any:
     """`generate` of the model, which first tells a [`MedaCache`] how long the prompt is."""
     cache = kwargs.get("past_key_values")
     if isinstance(cache, MedaCache) and kwargs.get("custom_generate") is None:
-        configs = (kwargs.get("generation_config"), model.generation_config)
-        for name in (kwargs.get("cache_implementation"), *(getattr(c, "cache_implementation", None) for c in configs)):
-            if name is not None:
-                raise ValueError(
-                    f"Expected no `cache_implementation` with a MedaCache, which can't be quantised or static, got "
-                    f"{name!r}; leave it unset."
-                )
         inputs = [kwargs.get(name) for name in ("input_ids", "inputs", "inputs_embeds")]
         prompt = next((tensor for tensor in (*args[:1], *inputs) if tensor is not None), None)
         if prompt is not None and prompt.shape[1] > cache.get_seq_length():

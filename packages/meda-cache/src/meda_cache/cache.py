@@ -107,7 +107,13 @@ class MedaCache(Cache):
         self._expected_visual: Tensor | None = None
         self._is_read = False  # whether a prompt has been read that is not compressed yet
         self._is_recording_past = False
+        self._before: tuple[int, Prompt | None, bool] = (0, None, False)  # state when the present forward began
         self._allocations: list[Allocation] = []
+
+    @property
+    def _is_done_reading(self) -> bool:
+        """Whether all that comes now is kept as it is."""
+        return self.is_compressed and self.compression.recompress == "never"
 
     @property
     def managed_layers(self) -> dict[int, MedaLayer]:
@@ -163,41 +169,31 @@ class MedaCache(Cache):
             ValueError: if the prompt comes in several pieces without being declared, with images but without their
                 tokens, as embeddings without `visual_mask`, or with padding but without a mask.
         """
-        layers = self.managed_layers
-        if len({layer.seq_length for layer in layers.values()}) > 1:
+        if len({layer.seq_length for layer in self.managed_layers.values()}) > 1:
             raise RuntimeError(
                 "Expected layers that have seen the same tokens, but a forward failed half way; call `cache.reset()` "
                 "and read the prompt again."
             )
         self.is_attached = True
-        inputs = input_ids if input_ids is not None else inputs_embeds
-        if inputs is None or (self.is_compressed and self.compression.recompress == "never"):
-            return
-        batch_size, num_new = inputs.shape[:2]
         num_seen = self.get_seq_length()
-        if self._is_read and num_new == 1:  # the first token after a prompt that nobody declared
-            self.compress()
-        elif self._is_read:
-            raise ValueError(
-                f"Expected the prompt in one forward, got {num_seen} tokens and now {num_new} more; call "
-                "`cache.compress()` between them to keep the later ones whole, or `cache.expect(prompt_length)` "
-                "before the first."
-            )
-        if self.is_compressed and self.compression.recompress == "never":
+        self._before = (num_seen, self.prompt, self._is_read)
+        inputs = input_ids if input_ids is not None else inputs_embeds
+        if inputs is None:
             return
-        visual_mask = self._expected_visual
-        if visual_mask is not None:
-            missing = max(0, num_seen + num_new - visual_mask.shape[1])
-            visual_mask = nn.functional.pad(visual_mask, (0, missing))[:, num_seen : num_seen + num_new]
+        num_new = inputs.shape[1]
+        if self._is_read:
+            self._close_prompt(num_seen, num_new)
+        if self._is_done_reading:
+            return
         new = read_prompt(
             input_ids,
             attention_mask,
             num_seen=num_seen,
             num_new=num_new,
-            batch_size=batch_size,
+            batch_size=len(inputs),
             visual_token_ids=self.visual_token_ids,
             token_types=token_types,
-            visual_mask=visual_mask,
+            visual_mask=self._declared_visual(len(inputs), num_seen, num_new),
             pad_token_id=self.pad_token_id,
         )
         if has_images and not new.visual_mask.any():
@@ -206,30 +202,71 @@ class MedaCache(Cache):
                 "cache from `model.config`, not from its text part."
             )
         self.prompt = new if self.prompt is None else self.prompt.extend(new)
-        if self.is_compressed and num_new == 1:
-            return  # decoding between two turns
+        is_drafting = self._is_recording_past and self._expected_length is None
+        if not (self.is_compressed and (num_new == 1 or is_drafting)):  # else it decodes between two turns
+            self._announce(self.prompt, num_seen, num_new)
+
+    def _close_prompt(self, num_seen: int, num_new: int) -> None:
+        """Compresses a prompt that nobody declared when the first token comes after it."""
+        if num_new > 1:
+            raise ValueError(
+                f"Expected the prompt in one forward, got {num_seen} tokens and now {num_new} more; call "
+                "`cache.compress()` between them to keep the later ones whole, or `cache.expect(prompt_length)` "
+                "before the first."
+            )
+        self.compress()
+
+    def _declared_visual(self, batch_size: int, num_seen: int, num_new: int) -> Tensor | None:
+        """Returns which new tokens were declared visual, `(batch_size, num_new)`, with a row for each beam."""
+        mask = self._expected_visual
+        if mask is None:
+            return None
+        if batch_size % len(mask):
+            raise ValueError(
+                f"Expected `visual_mask` with a row for each of the {batch_size} prompts, got {len(mask)} rows."
+            )
+        missing = max(0, num_seen + num_new - mask.shape[1])
+        mask = nn.functional.pad(mask, (0, missing))[:, num_seen : num_seen + num_new]
+        return mask.repeat_interleave(batch_size // len(mask), dim=0)
+
+    def _announce(self, prompt: Prompt, num_seen: int, num_new: int) -> None:
+        """Tells the layers what they are about to read of a prompt, as far as it has come."""
         expected = self._expected_length
         if expected is None and self._is_recording_past:
             raise RuntimeError(
                 "Expected the length of the prompt before assisted decoding; call `cache.expect(prompt_length)`, or "
                 "`generate` of the attached model."
             )
-        self.prompt = self.prompt.cut(expected or self.prompt.seq_length)
-        empty = (~self.prompt.token_mask.any(dim=-1)).nonzero().flatten().tolist()
-        if empty and self.prompt.seq_length == (expected or self.prompt.seq_length):
-            raise ValueError(f"Expected at least one token in every prompt, got only padding in rows {empty}.")
+        self.prompt = prompt.cut(expected or prompt.seq_length)
         self._is_read = expected is None or num_seen + num_new >= expected
+        empty = (~self.prompt.token_mask.any(dim=-1)).nonzero().flatten().tolist()
+        if empty and self._is_read:
+            raise ValueError(f"Expected at least one token in every prompt, got only padding in rows {empty}.")
         if self.compression.keep_ratio < 1:
-            reading = Reading(self.prompt, self.prompt.seq_length - num_seen, is_whole=num_seen == 0 and self._is_read)
-            for layer in layers.values():
+            reading = Reading(self.prompt, is_whole=num_seen == 0 and self._is_read)
+            for layer in self.managed_layers.values():
                 layer.reading = reading
 
     def end_forward(self, *, failed: bool = False) -> None:
-        """Tells the cache that the forward of the attached model is over; a prompt that failed is forgotten."""
+        """Tells the cache that the forward of the attached model is over.
+
+        If it failed, a prompt that some layer has read in part is forgotten; one that was refused leaves no trace.
+
+        Raises:
+            RuntimeError: if the attention of a layer did not go through the cache.
+        """
         self.is_attached = False
-        if failed and self.prompt is not None and not self.is_compressed:
-            self.reset()
-        elif self._is_read and (self._expected_length is not None or self.compression.commit == "prefill"):
+        if failed:
+            num_seen, prompt, is_read = self._before
+            if all(layer.seq_length == num_seen for layer in self.managed_layers.values()):
+                self.prompt, self._is_read = prompt, is_read
+            elif not self.is_compressed:
+                self.reset()
+            return
+        for index, layer in self.managed_layers.items():
+            if layer.awaits_attention:
+                self._raise_bypassed(index)
+        if self._is_read and (self._expected_length is not None or self.compression.commit == "prefill"):
             self.compress()
 
     def update(
@@ -239,9 +276,6 @@ class MedaCache(Cache):
         self._require_attached()
         if key_states.requires_grad or value_states.requires_grad:
             raise RuntimeError("Expected inference, got keys that require gradients; use `torch.no_grad()`.")
-        layer = self.layers[layer_idx]
-        if isinstance(layer, MedaLayer) and layer.awaits_attention:
-            self._raise_bypassed(layer_idx)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
@@ -257,6 +291,7 @@ class MedaCache(Cache):
 
         Raises:
             RuntimeError: if no prompt has been read, if it is compressed already, or if attention bypassed the cache.
+            ValueError: if a function of the options returns something else than it should. The cache is then empty.
         """
         if not self._is_read or self.prompt is None:
             state = "it is compressed already" if self.is_compressed else "none has been read"
@@ -268,12 +303,21 @@ class MedaCache(Cache):
         if keep_ratio is not None:
             self._set_keep_ratio(keep_ratio)
         if self.compression.keep_ratio < 1:
-            self._allocations = self._allocate(self.prompt)
-            for number, layer in enumerate(layers.values()):
-                layer.compress(self.prompt, [allocation.budgets[number] for allocation in self._allocations])
+            try:
+                self._compress_layers(self.prompt)
+            except Exception:
+                self.reset()  # some layers are compressed and others are not
+                raise
         self.is_compressed, self._is_read, self._expected_length, self._expected_visual = True, False, None, None
         for layer in layers.values():
             layer.compressed_length = self.prompt.seq_length
+
+    def _compress_layers(self, prompt: Prompt) -> None:
+        if self.offloading:
+            torch.accelerator.synchronize()  # copies to the CPU may be under way
+        self._allocations = self._allocate(prompt)
+        for number, layer in enumerate(self.managed_layers.values()):
+            layer.compress(prompt, [allocation.budgets[number] for allocation in self._allocations])
 
     def _set_keep_ratio(self, keep_ratio: float) -> None:
         if self.compression.keep_ratio == 1 and keep_ratio < 1:

@@ -17,10 +17,9 @@ from meda_cache.upstream import RotaryFunction, build_rotation
 
 @dataclass(frozen=True)
 class Reading:
-    """What a forward reads: the prompt so far, its new rows among the queries, and whether they are all of it."""
+    """What a forward reads: the prompt so far, and whether it comes in this one forward."""
 
     prompt: Prompt
-    num_rows: int
     is_whole: bool
 
 
@@ -122,7 +121,7 @@ class MedaLayer(DynamicLayer):
 
         They are `(num_slots,)` and `(num_key_value_heads, num_slots)`.
         """
-        device, num_heads = self.keys.device, self.keys.shape[1]
+        device, num_heads = self.device, self.keys.shape[1]
         tokens = prompt.token_mask[row].to(device).nonzero().flatten()
         if self.positions is None:
             return tokens, tokens.expand(num_heads, -1)
@@ -132,8 +131,10 @@ class MedaLayer(DynamicLayer):
         kept = self.positions[row][:, is_kept].long()
         return slots, torch.cat([kept, later.expand(num_heads, -1)], dim=1)
 
-    def observe(self, query_states: Tensor, *, scaling: float | None, attention_mask: Tensor | None) -> None:
-        """Takes the statistics of every prompt of the batch from the forward that is under way."""
+    def observe(
+        self, query_states: Tensor, key_states: Tensor, *, scaling: float | None, attention_mask: Tensor | None
+    ) -> None:
+        """Takes the statistics of every prompt of the batch from queries and keys of the forward that is under way."""
         reading, self.reading = self.reading, None
         if reading is None:
             return
@@ -150,7 +151,7 @@ class MedaLayer(DynamicLayer):
             if attention_mask is not None and self.positions is None:
                 mask = attention_mask[row if attention_mask.shape[0] > 1 else 0, 0]
                 visible = _as_own_mask(_take(_take(mask, queries, 0), slots, 1))
-            states = _take(query_states[row], queries, 1), _take(self.keys[row], slots, 1)
+            states = _take(query_states[row], queries, 1), _take(key_states[row], slots, 1)
             if self.positions is not None:  # a later turn: the layers' entropies stay those of the first prompt
                 observer.observe_keys(*states, scaling=scaling, visible=None)
                 continue
@@ -163,7 +164,8 @@ class MedaLayer(DynamicLayer):
         if self.positions is None:
             for row, observer in enumerate(self.observers):
                 slots, _ = self.get_slots(row, prompt)
-                observer.complete(_take(self.keys[row], slots, 1), prompt.visual_mask[row].to(slots.device)[slots])
+                keys = _take(self.keys[row].to(self.device), slots, 1)
+                observer.complete(keys, prompt.visual_mask[row].to(slots.device)[slots])
         return [observer.entropy for observer in self.observers]
 
     def count_empty_slots(self) -> Tensor | None:
@@ -183,7 +185,7 @@ class MedaLayer(DynamicLayer):
         rows, self.num_merged = [], []
         for row, (budget, image_index) in enumerate(zip(budgets, prompt.image_index, strict=True)):
             slots, positions = self.get_slots(row, prompt)
-            keys, values = _take(self.keys[row], slots, 1), _take(self.values[row], slots, 1)
+            keys, values = (_take(states[row].to(self.device), slots, 1) for states in (self.keys, self.values))
             image_index = image_index.to(slots.device)[positions]
             observer = self.observers[row]
             scores = observer.compute_scores(keys, image_index >= 0, seed=self.config.seed * 1000 + self.layer_idx)
@@ -195,9 +197,9 @@ class MedaLayer(DynamicLayer):
         length, num_later = max(budgets), self.seq_length - prompt.seq_length
         later = slice(self.physical_length - num_later, None)
         self.has_empty_slots = min(budgets) < length
-        self.keys = torch.cat([torch.stack([_pad_left(k, length, 0) for k, _, _ in rows]), self.keys[:, :, later]], 2)
-        stacked = torch.stack([_pad_left(values, length, 0) for _, values, _ in rows])
-        self.values = torch.cat([stacked, self.values[:, :, later]], 2)
+        kept_keys, kept_values = (torch.stack([_pad_left(row[i], length, 0) for row in rows]) for i in (0, 1))
+        self.keys = torch.cat([kept_keys.to(self.keys.device), self.keys[:, :, later]], 2)
+        self.values = torch.cat([kept_values.to(self.values.device), self.values[:, :, later]], 2)
         self.positions = torch.stack([_pad_left(positions, length, -1) for _, _, positions in rows])
         self.compressed_length = prompt.seq_length
         self._key_buffer = self._value_buffer = None
@@ -268,9 +270,12 @@ class MedaLayer(DynamicLayer):
         """Keeps the rows of the batch given by `indices`, in that order."""
         if not self.is_initialized:
             return
-        indices = indices.to(self.keys.device)
-        self.keys, self.values = self.keys[indices], self.values[indices]
-        self._key_buffer = self._value_buffer = None
+        indices, length = indices.to(self.keys.device), self.physical_length
+        if self._key_buffer is None:
+            self.keys, self.values = self.keys[indices], self.values[indices]
+        else:  # with their room for tokens to come, so that beams need no other copy
+            self._key_buffer, self._value_buffer = self._key_buffer[indices], self._value_buffer[indices]
+            self.keys, self.values = self._key_buffer[:, :, :length], self._value_buffer[:, :, :length]
         if self.positions is not None:
             self.positions = self.positions[indices]
         rows = indices.tolist()

@@ -64,7 +64,7 @@ class PromptObserver:
         """Adds what [`observe_keys`] adds, and the entropies; `is_whole` if the prompt comes in this one forward."""
         config, has_both = self.config, 0 < int(visual_mask.sum()) < len(visual_mask)
         with_cross = config.needs_entropy and config.entropy == "cross" and (has_both or not is_whole)
-        with_full = config.needs_entropy and (config.entropy == "full" or not (has_both and is_whole))
+        with_full = config.needs_entropy and (config.entropy == "full" or not has_both)
         if with_full:
             self._scaling = scaling
             self._add_mass(query_states, key_states, visible, with_entropy=True)
@@ -134,6 +134,7 @@ class PromptObserver:
         if self.key_mass is not None and self.num_queries is not None:
             self.key_mass = self.key_mass.gather(1, kept)
             self.num_queries = self.num_queries.expand(kept.shape[0], -1).gather(1, kept)
+        self.window = None  # those queries are no longer the last ones
 
     def _add_mass(
         self, query_states: Tensor, key_states: Tensor, visible: Tensor | None, *, with_entropy: bool

@@ -79,7 +79,8 @@ def plot_kept_tokens(
         row (`int`, *optional*, defaults to 0): prompt of the batch.
         grids (sequence of `(height, width)`, *optional*):
             Tokens of each image by rows and columns. By default its tokens form a square; tokens beyond the grid, such
-            as ends of rows, are left out.
+            as ends of rows, are left out. An image is a run of visual tokens; where runs are not as many as images
+            (tiles, or no text between two), they share the visual tokens evenly.
 
     Returns:
         `matplotlib.figure.Figure`: one panel an image.
@@ -107,7 +108,7 @@ def plot_kept_tokens(
     ```
     """
     plt = _import_pyplot()
-    shares = split_by_image(compute_kept_share(cache, row), len(images))
+    shares = split_by_image(compute_kept_share(cache, row), _count_runs(cache, row), len(images))
     figure: Figure
     figure, axes = plt.subplots(1, len(images), figsize=(2.2 * len(images), 2.4), layout="constrained", squeeze=False)
     for number, (image, share, ax) in enumerate(zip(images, shares, axes[0], strict=True)):
@@ -140,8 +141,17 @@ def compute_kept_share(cache: MedaCache, row: int) -> torch.Tensor:
     return count[:-1][visual_mask] / num_heads
 
 
-def split_by_image(share: torch.Tensor, num_images: int) -> list[torch.Tensor]:
-    """Returns the visual tokens of each image, of which all have as many."""
+def _count_runs(cache: MedaCache, row: int) -> list[int]:
+    """Returns how many tokens each run of visual tokens has."""
+    assert cache.prompt is not None
+    image_index = cache.prompt.image_index[row].cpu()
+    return torch.bincount(image_index[image_index >= 0]).tolist()
+
+
+def split_by_image(share: torch.Tensor, runs: list[int], num_images: int) -> list[torch.Tensor]:
+    """Returns the visual tokens of each image: its run of them, or an equal part where runs are not as many."""
+    if len(runs) == num_images > 0:
+        return list(share.split(runs))
     if num_images == 0 or len(share) == 0 or len(share) % num_images:
         raise ValueError(
             f"Expected images that share the {len(share)} visual tokens of the prompt evenly, got {num_images} images."

@@ -84,10 +84,11 @@ def select_slots(scores: Tensor, image_index: Tensor, budget: int, config: Compr
         scores = rank_within_images(scores, image_index)
     if config.select is not None:
         kept = config.select(scores, visual_mask, budget)
-        if kept.shape != (len(scores), budget) or not bool((kept.diff(dim=-1) > 0).all()):
+        is_in_range = kept.shape == (len(scores), budget) and bool(((kept >= 0) & (kept < scores.shape[1])).all())
+        if not is_in_range or not bool((kept.diff(dim=-1) > 0).all()):
             raise ValueError(
-                f"Expected `select` to return ascending positions of shape {(len(scores), budget)}, got shape "
-                f"{tuple(kept.shape)}."
+                f"Expected `select` to return ascending positions below {scores.shape[1]} of shape "
+                f"{(len(scores), budget)}, got others or of shape {tuple(kept.shape)}."
             )
         return kept
     num_sinks = min(config.num_sinks, budget)

@@ -23,7 +23,11 @@ class Prompt:
 
     @property
     def image_index(self) -> Tensor:
-        """Number of the image of each token, -1 for text; an image is a run of visual tokens."""
+        """Number of the image of each token, -1 for text.
+
+        An image is a run of visual tokens: two without text between them count as one, and a tile of an image that
+        text tokens mark counts as an image of its own.
+        """
         is_first = self.visual_mask & ~torch.nn.functional.pad(self.visual_mask, (1, 0))[:, :-1]
         return torch.where(self.visual_mask, is_first.cumsum(dim=1) - 1, -1)
 
@@ -93,11 +97,11 @@ def read_prompt(
 
 
 def _refuse_padding(input_ids: Tensor, pad_token_id: int) -> None:
-    is_pad = input_ids == pad_token_id
-    # One in front may be a token of its own that begins every prompt; two, or one in some rows, are padding.
-    is_padded = is_pad[:, 0] & (is_pad[:, :2].all(dim=-1) | bool((~is_pad[:, 0]).any()))
-    if padded := is_padded.nonzero().flatten().tolist():
-        raise ValueError(
-            f"Expected `attention_mask` with padded prompts, got none and rows {padded} begin with the "
-            "padding token; pass the mask of the tokenizer."
-        )
+    for is_pad, where in ((input_ids == pad_token_id, "begin"), (input_ids.flip(1) == pad_token_id, "end")):
+        # One at the edge may be a token of its own that every prompt has; two, or one in some rows, are padding.
+        is_padded = is_pad[:, 0] & (is_pad[:, :2].all(dim=-1) | bool((~is_pad[:, 0]).any()))
+        if padded := is_padded.nonzero().flatten().tolist():
+            raise ValueError(
+                f"Expected `attention_mask` with padded prompts, got none and rows {padded} {where} with the "
+                "padding token; pass the mask of the tokenizer."
+            )

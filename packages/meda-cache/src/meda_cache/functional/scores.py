@@ -29,7 +29,7 @@ def rank_within_images(scores: Tensor, image_index: Tensor) -> Tensor:
         image_index (`torch.Tensor` of shape `(num_heads, seq_len)`, int64): number of the image, -1 for text.
 
     Returns:
-        `torch.Tensor` of the shape of `scores`: minus the place of each token in that order.
+        `torch.Tensor` of the shape of `scores`, float32: minus the place of each token in that order.
     """
     by_score = torch.argsort(scores, dim=-1, descending=True, stable=True)
     group = image_index.expand_as(scores).gather(-1, by_score) + 1
@@ -41,4 +41,4 @@ def rank_within_images(scores: Tensor, image_index: Tensor) -> Tensor:
     share = (place - start.gather(-1, group) + 0.5) / size.gather(-1, group)
     share = torch.empty_like(share).scatter(-1, by_group, share)  # in the order of the scores again: it breaks ties
     order = by_score.gather(-1, torch.argsort(share, dim=-1, stable=True))
-    return torch.empty_like(scores).scatter(-1, order, -place.to(scores.dtype))
+    return torch.empty_like(share).scatter(-1, order, -place.to(share.dtype))
