@@ -88,6 +88,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--path", help="folder of label files or of Parquet")
     parser.add_argument("--num-pairs", type=int, help="pairs of each kind, for mini")
+    parser.add_argument("--seed", type=int, help="seed of mini; from 1000 for final numbers on its split heldout")
     _add_images(parser)
 
 
@@ -97,7 +98,7 @@ def _image_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(args: argparse.Namespace) -> datasets.Dataset:
-    mini = {"num_pairs": args.num_pairs} if args.num_pairs else {}
+    mini = {name: value for name in ("num_pairs", "seed") if (value := getattr(args, name)) is not None}
     return load_compbench(args.config, args.split, path=args.path, **_image_options(args), **mini)
 
 
@@ -172,14 +173,15 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _score(args: argparse.Namespace) -> int:
-    responses = _read_responses(args, args.responses)
+    wanted = {name: value for name in _RUN if (value := getattr(args, name))}
+    responses = _read_responses(args.responses, args.predictions, wanted)
     dataset, train = _load(args), _load_val(args)
     mode: Mode = "paper" if args.paper else "strict"
     scores = score(dataset, responses, mode=mode, train=train)
     baselines = {}
     for given in args.baseline:
         name, _, path = given.partition("=")
-        baselines[name] = score(dataset, _read_responses(args, path), mode=mode)
+        baselines[name] = score(dataset, _read_responses(path, args.predictions, {}), mode=mode)
     _write(scores.to_table(baselines))
     if args.predictions and args.split == "official_test":
         _write_published(scores, responses[0]["model"])
@@ -190,13 +192,12 @@ def _score(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_responses(args: argparse.Namespace, path: str) -> list[dict[str, Any]]:
+def _read_responses(path: str, source: str | None, wanted: dict[str, str]) -> list[dict[str, Any]]:
     """The responses of a store, or of a released prediction file; of several runs those that are asked for."""
     from hf_compbench.runners.store import read_responses
 
-    if args.predictions:
-        return read_predictions(path, args.predictions)
-    wanted = {name: getattr(args, name) for name in _RUN if getattr(args, name)}
+    if source is not None:
+        return read_predictions(path, source)
     found = [one for one in read_responses(path) if all(one.get(name) == value for name, value in wanted.items())]
     if not found:
         raise ValueError(f"Expected responses of {wanted} in {path}, found none.")

@@ -14,8 +14,8 @@ def read_predictions(path: str | Path, source: str, model: str | None = None) ->
     """Returns the responses of a released prediction file, found again by the ids of the labels.
 
     Such a file repeats the labels, each with a reply as `<model>_answer`: a JSON list (`gpt`, `gemini`) or JSON lines
-    (`llava`, `vila`). It holds test and val; [`hf_compbench.score`] takes what belongs to its dataset. Errors of an API
-    that a file holds in the place of an answer stay texts that name no option, wrong as in the authors' scripts.
+    (`llava`, `vila`). It holds test and val; [`hf_compbench.score`] takes what belongs to its dataset. Errors of an
+    API that a file holds in the place of an answer stay texts that name no option, wrong as in the authors' scripts.
 
     Args:
         path: the file, e.g. `results/cub/0_1000_gpt.json`.
