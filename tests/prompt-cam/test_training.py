@@ -111,6 +111,10 @@ def test_checkpoints_are_small_and_training_goes_on(tmp_path: Path) -> None:
     train(build_model(), tmp_path / "parts", steps=3, save_strategy="steps", save_steps=3)
     checkpoint = tmp_path / "parts" / "checkpoint-3"
     assert set(load_file(checkpoint / "model.safetensors")) == set(straight.state_dict())
+    loaded = build_model()
+    loaded.load_state_dict(load_file(checkpoint / "model.safetensors"))  # a checkpoint becomes an adapter
+    loaded.save_pretrained(tmp_path / "adapter")
+    PromptCAMForImageClassification.from_pretrained(tmp_path / "adapter", build_random_vit())
     resumed = train(build_model(), tmp_path / "parts", steps=6, resume=True).model
     for name, tensor in straight.state_dict().items():
         assert_close(resumed.state_dict()[name], tensor, atol=1e-6, rtol=1e-5)
