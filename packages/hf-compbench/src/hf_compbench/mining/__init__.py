@@ -2,9 +2,9 @@
 
 `mine_pairs` runs all stages. Each is a plain function without state, from a table to a table, so that another engine
 can run them block by block: `embed_images` (images -> embeddings), `find_candidates` (blocks and embeddings ->
-candidate pairs), `judge_candidates` (candidates -> canonical rows), `cap_reuse` and `balance_sides` (rows -> rows), and
-for what comes after `split_groups` (rows -> rows by split, no image in two of them). Tables of arrays are mappings from
-column to array, tables of rows are lists of dicts.
+candidate pairs), `judge_candidates` (candidates -> canonical rows), `cap_reuse` and `balance_sides` (rows -> rows);
+and for what comes after, `split_groups` (rows -> rows by split, no image in two of them). Tables of arrays are
+mappings from column to array, tables of rows are lists of dicts.
 """
 
 from hf_compbench.balance import balance_sides
