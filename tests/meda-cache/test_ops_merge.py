@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from meda_cache import merge_tokens
 from meda_cache.ops.merge import find_nearest, merge_segments, reference
 from support.kernel_cases import DEVICES, compare, require_triton
 
@@ -42,6 +43,27 @@ def test_merge_equals_the_reference(shape: tuple[int, ...], dtype: torch.dtype, 
         alone = ~(torch.arange(kept.shape[1], device=device)[:, None] == nearest[:, None]).any(dim=-1)
         own = states.gather(1, kept[..., None].expand(-1, -1, states.shape[-1]))
         assert torch.equal(merged[alone], own[alone])
+
+
+def test_normalized_weights_are_convex_also_where_nothing_is_similar() -> None:
+    """A loop in float64; an evicted key that looks away from all kept ones (negative cosines) adds nothing."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(2, 30, 4, generator=generator).abs()
+    keys[:, 25:] *= -1  # evicted, and far from every kept key
+    values, kept = torch.randn(2, 30, 6, generator=generator), torch.arange(10).expand(2, -1)
+    merged_keys, merged_values = merge_tokens(keys, values, kept, merge="weighted_normalized")
+    for head in range(2):
+        unit = torch.nn.functional.normalize(keys[head].double(), dim=-1)
+        for states, merged in ((keys[head].double(), merged_keys[head]), (values[head].double(), merged_values[head])):
+            total, weight = states[:10].clone(), torch.ones(10, dtype=torch.float64)
+            for token in range(10, 30):
+                cosines = unit[:10] @ unit[token]
+                nearest = int(cosines.argmax())
+                share = max(0.0, float(cosines[nearest]))
+                total[nearest] += share * states[token]
+                weight[nearest] += share
+            torch.testing.assert_close(merged.double(), total / weight[:, None], atol=1e-5, rtol=1e-5)
+    assert bool((merged_keys > 0).all())
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

@@ -175,6 +175,29 @@ def test_unrotated_merge_averages_keys_without_position(named_family: Any, name:
     assert (rotated.layers[index].keys - evicted.layers[index].keys).abs().max() > 1e-2
 
 
+def test_unrotated_merge_equals_a_loop_that_turns_keys_back(named_family: Any) -> None:
+    """Llama's rotary embedding as complex numbers in float64: turned back, averaged with the nearest, turned again."""
+    family = named_family("llama")
+    inputs = family.prompts(2)
+    full = compress(family, inputs, preset="none")
+    cache = compress(family, inputs, preset="uniform", keep_ratio=0.3, merge_space="unrotated")
+    keys, kept = full.layers[1].keys[0].double(), cache.layers[1].positions[0].long()
+    num_heads, seq_len, dim = keys.shape
+    frequency = family.model.config.rope_parameters["rope_theta"] ** -(torch.arange(0, dim, 2).double() / dim)
+    turn = torch.polar(torch.ones(()).double(), torch.arange(seq_len)[:, None] * frequency)
+    for head in range(num_heads):
+        plain = torch.complex(keys[head, :, : dim // 2], keys[head, :, dim // 2 :]) / turn
+        unit = torch.nn.functional.normalize(torch.cat([plain.real, plain.imag], dim=1), dim=-1)
+        members = {int(position): [int(position)] for position in kept[head]}
+        for token in sorted(set(range(seq_len)) - set(members)):
+            nearest = int((unit[kept[head]] @ unit[token]).argmax())
+            members[int(kept[head, nearest])].append(token)
+        for slot, position in enumerate(kept[head].tolist()):
+            merged = plain[members[position]].mean(dim=0) * turn[position]
+            expected = torch.cat([merged.real, merged.imag])
+            torch.testing.assert_close(cache.layers[1].keys[0, head, slot].double(), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_similarity_threshold_drops_what_is_far(llava: Family) -> None:
     def count(threshold: Any) -> float:
         cache = compress(llava, llava.prompts(3), preset="meda", similarity_threshold=threshold)
