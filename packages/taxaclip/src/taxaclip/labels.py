@@ -73,17 +73,31 @@ class LabelClassifier:
             `error` where an image cannot be read.
         """
         for names, pictures in read_batches(images, batch_size):
-            scores = iter(self._score(embed_images(self.model, self.processor, pictures)) if pictures else ())
+            embeds = embed_images(self.model, self.processor, pictures) if pictures else None
+            rows = iter(() if embeds is None else self.rows(embeds, top_k=top_k))
             for name, error in names:
-                if error is not None:
+                if error is None:
+                    yield [{"file_name": name, **row} for row in next(rows)]
+                else:
                     yield [{"file_name": name, "error": error}]
-                    continue
-                probs = next(scores)
-                order = torch.argsort(probs, descending=True, stable=True)[:top_k].tolist()
-                yield [
-                    {"file_name": name, "classification": self.classes[number], "score": float(probs[number])}
-                    for number in order
-                ]
+
+    def rows(self, image_embeds: torch.Tensor, *, top_k: int = 5) -> list[list[Row]]:
+        """Returns the rows of `predict`, without `file_name`, for images that are embedded already.
+
+        Args:
+            image_embeds (`torch.Tensor` of shape `(num_images, dim)`): their normalised embeddings.
+            top_k (`int`, defaults to 5): labels for each image.
+
+        Raises:
+            ValueError: for embeddings that are not finite.
+        """
+        if not bool(image_embeds.isfinite().all()):
+            raise ValueError("Expected finite image embeddings, got others; check model and dtype.")
+        results = []
+        for probs in self._score(image_embeds):
+            order = torch.argsort(probs, descending=True, stable=True)[:top_k].tolist()
+            results.append([{"classification": self.classes[n], "score": float(probs[n])} for n in order])
+        return results
 
     def _score(self, embeds: torch.Tensor) -> torch.Tensor:
         """Probabilities of the classes, (num_images, num_classes)."""
