@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from taxaclip import chunked_contrastive_loss, contrastive_loss, replay_loss
+from taxaclip.losses import soft_targets
 
 GOLDEN = Path(__file__).parent / "golden"
 BIO = 18  # rows of the golden batch that are biological; the others are replayed
@@ -67,3 +68,28 @@ def test_wrong_shapes_are_refused() -> None:
         chunked_contrastive_loss(torch.ones(3, 4), torch.ones(2, 4), torch.tensor(0.0))
     with pytest.raises(ValueError, match="chunk_size"):
         chunked_contrastive_loss(torch.ones(3, 4), torch.ones(3, 4), torch.tensor(0.0), chunk_size=0)
+
+
+def test_soft_targets_weigh_by_the_lowest_common_rank() -> None:
+    rows = torch.tensor([[1, 10, 100], [1, 11, 110]])
+    columns = torch.tensor([[1, 10, 100], [1, 10, 101], [1, 12, 120], [2, 20, 200]])
+    weights = (0.1, 0.5, 1.0)
+    expected = torch.tensor([[1.0, 0.5, 0.1, 0.0], [0.1, 0.1, 0.1, 0.0]])
+    torch.testing.assert_close(soft_targets(rows, columns, weights), expected / expected.sum(dim=1, keepdim=True))
+    same = soft_targets(rows[:, -1], columns[:, -1][:1])
+    assert same[0].tolist() == [1.0]
+
+
+def test_ranks_with_weight_on_the_species_only_are_taxon_ids() -> None:
+    image, text = torch.randn(2, 6, 4, dtype=torch.double)
+    lineages = torch.tensor([[0, 0], [0, 1], [0, 1], [2, 2], [2, 3], [2, 2]])
+    one = contrastive_loss(image, text, torch.tensor(1.0), taxon_ids=lineages[:, 1])
+    other = contrastive_loss(image, text, torch.tensor(1.0), taxon_ids=lineages, rank_weights=(0.0, 1.0))
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (0.5, 0.0), (1.5, 1.0), (-0.1, 1.0)])
+def test_wrong_weights_are_refused(weights: tuple[float, ...]) -> None:
+    ids = torch.zeros(2, 2, dtype=torch.long)
+    with pytest.raises(ValueError, match="2 weights"):
+        soft_targets(ids, ids, weights)

@@ -7,7 +7,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-Embed = Callable[[Any], tuple[torch.Tensor, torch.Tensor]]
+from taxaclip.losses import chunked_contrastive_loss, soft_targets
+
+Embed = Callable[[Any], tuple[torch.Tensor, ...]]
 
 
 class _Gather(torch.autograd.Function):
@@ -29,7 +31,13 @@ class _Gather(torch.autograd.Function):
 
 
 def distributed_contrastive_loss(
-    image_embeds: torch.Tensor, text_embeds: torch.Tensor, logit_scale: torch.Tensor
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor,
+    *,
+    taxon_ids: torch.Tensor | None = None,
+    rank_weights: Sequence[float] = (1.0,),
+    chunk_size: int | None = None,
 ) -> torch.Tensor:
     """Returns this process's share of the loss over all processes' rows.
 
@@ -39,9 +47,15 @@ def distributed_contrastive_loss(
     Args:
         image_embeds, text_embeds (`torch.Tensor` of shape `(batch_size, dim)`): this process's rows, as many on each.
         logit_scale (`torch.Tensor`): logarithm of the scale.
+        taxon_ids, rank_weights (*optional*): as of `contrastive_loss`, with the same numbers in all processes.
+        chunk_size (`int`, *optional*): never hold more than a tile of the logits, as of `chunked_contrastive_loss`;
+            each process then computes all of the loss.
 
     Returns:
         `torch.Tensor`: a scalar, in nats.
+
+    Raises:
+        ValueError: for `chunk_size` with `taxon_ids`, which tiles do not know.
 
     Example:
 
@@ -54,13 +68,20 @@ def distributed_contrastive_loss(
 
     ```
     """
+    if chunk_size is not None and taxon_ids is not None:
+        raise ValueError("Expected `chunk_size` without `taxon_ids`: the loss in tiles has one right answer a row.")
     image_embeds, text_embeds = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
+    all_images, all_texts, all_ids, start = image_embeds, text_embeds, taxon_ids, 0
     if dist.is_available() and dist.is_initialized():
         all_images, all_texts = (_gather(rows) for rows in (image_embeds, text_embeds))
+        all_ids = None if taxon_ids is None else _gather(taxon_ids)
         start = dist.get_rank() * len(image_embeds)
+    if chunk_size is not None:
+        return chunked_contrastive_loss(all_images, all_texts, logit_scale, chunk_size=chunk_size)
+    if taxon_ids is None or all_ids is None:
+        target = torch.arange(start, start + len(image_embeds), device=image_embeds.device)
     else:
-        all_images, all_texts, start = image_embeds, text_embeds, 0
-    target = torch.arange(start, start + len(image_embeds), device=image_embeds.device)
+        target = soft_targets(taxon_ids, all_ids, rank_weights).to(image_embeds.dtype)
     scale = logit_scale.exp()
     loss = F.cross_entropy(scale * image_embeds @ all_texts.T, target)
     return (loss + F.cross_entropy(scale * text_embeds @ all_images.T, target)) / 2
@@ -96,9 +117,7 @@ def encode_distinct(encode: Callable[[list[str]], torch.Tensor], texts: Sequence
     return embeds[torch.tensor([row[text] for text in texts], device=embeds.device)]
 
 
-def cached_backward(
-    embed: Embed, micro_batches: Sequence[Any], loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
+def cached_backward(embed: Embed, micro_batches: Sequence[Any], loss: Callable[..., torch.Tensor]) -> torch.Tensor:
     """Adds the gradients of a loss over a large batch to the parameters, with one micro-batch in memory at a time.
 
     GradCache (arXiv 2101.06983): all micro-batches are embedded without a graph, the loss gives the gradient of each
@@ -106,9 +125,11 @@ def cached_backward(
     those of the whole batch. Under DistributedDataParallel call it in `no_sync()` and average gradients afterwards.
 
     Args:
-        embed (callable): from a micro-batch to image and text embeddings, `(size, dim)` each.
+        embed (callable): from a micro-batch to embeddings, `(size, dim)` each: of images and texts, and, with replay,
+            of replayed images and texts. Their sizes may differ.
         micro_batches (sequence): the parts of the batch.
-        loss (callable): from all image and text embeddings to a scalar; other parameters in it get their gradient too.
+        loss (callable): from as many embeddings, of the whole batch, to a scalar; other parameters in it get their
+            gradient too.
 
     Returns:
         `torch.Tensor`: the loss, detached.
@@ -136,20 +157,22 @@ def cached_backward(
         for batch in micro_batches:
             states.append(_random_state())
             parts.append(embed(batch))
-    images, texts = (torch.cat(column).requires_grad_() for column in zip(*parts, strict=True))
-    value = loss(images, texts)
+    whole = [torch.cat(column).requires_grad_() for column in zip(*parts, strict=True)]
+    value = loss(*whole)
     value.backward()
-    assert images.grad is not None
-    assert texts.grad is not None
     after = _random_state()
-    start = 0
+    starts = [0] * len(whole)
     for batch, state in zip(micro_batches, states, strict=True):
         _restore(state)
-        image, text = embed(batch)
-        rows = slice(start, start + len(image))
-        surrogate = (image * images.grad[rows]).sum() + (text * texts.grad[rows]).sum()
-        surrogate.backward()
-        start += len(image)
+        surrogate = torch.zeros((), device=value.device)
+        for number, embeds in enumerate(embed(batch)):
+            grad = whole[number].grad
+            assert grad is not None
+            rows = slice(starts[number], starts[number] + len(embeds))
+            surrogate = surrogate + (embeds * grad[rows]).sum()
+            starts[number] = rows.stop
+        if surrogate.requires_grad:
+            surrogate.backward()
     _restore(after)
     return value.detach()
 

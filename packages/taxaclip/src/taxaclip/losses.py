@@ -1,5 +1,6 @@
 """Contrastive losses of CLIP and BioCLIP 2: dense, in tiles, with several right captions, with experience replay."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,14 +13,18 @@ def contrastive_loss(
     logit_scale: torch.Tensor,
     *,
     taxon_ids: torch.Tensor | None = None,
+    rank_weights: Sequence[float] = (1.0,),
 ) -> torch.Tensor:
     """Returns the symmetric contrastive loss of CLIP, with all logits in memory.
 
     Args:
         image_embeds, text_embeds (`torch.Tensor` of shape `(batch_size, dim)`): any length; normalised inside.
         logit_scale (`torch.Tensor`): logarithm of the scale, as `CLIPModel.logit_scale`.
-        taxon_ids (`torch.Tensor` of shape `(batch_size,)`, *optional*): number of each row's taxon. Rows of one taxon
-            are right answers for each other, in equal shares; by default only the own one is right.
+        taxon_ids (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_ranks)`, *optional*): number of each
+            row's taxon. Rows of one taxon are right answers for each other, in equal shares; by default only the own
+            one is right. Or the numbers of its groups at several ranks, from the root.
+        rank_weights (sequence of `float`, defaults to `(1.0,)`): weight of a row as an answer by the lowest rank that
+            it shares, from the root.
 
     Returns:
         `torch.Tensor`: a scalar, mean over rows and both directions, in nats.
@@ -40,9 +45,44 @@ def contrastive_loss(
     if taxon_ids is None:
         target = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-    same = (taxon_ids[:, None] == taxon_ids[None, :]).to(logits.dtype)
-    share = same / same.sum(dim=1, keepdim=True)
+    share = soft_targets(taxon_ids, taxon_ids, rank_weights).to(logits.dtype)
     return (F.cross_entropy(logits, share) + F.cross_entropy(logits.T, share)) / 2
+
+
+def soft_targets(
+    row_ids: torch.Tensor, column_ids: torch.Tensor, rank_weights: Sequence[float] = (1.0,)
+) -> torch.Tensor:
+    """Returns how right each column is for each row: by the lowest rank that they share, in shares that sum to 1.
+
+    Args:
+        row_ids (`torch.Tensor` of shape `(num_rows,)` or `(num_rows, num_ranks)`): numbers of the rows' groups at each
+            rank, from the root; groups of one number have the same parents.
+        column_ids (`torch.Tensor` of shape `(num_columns,)` or `(num_columns, num_ranks)`): and of the columns'.
+        rank_weights (sequence of `float`, defaults to `(1.0,)`): a weight in [0, 1] for each rank, the last above 0.
+
+    Raises:
+        ValueError: if there are not as many weights as ranks, or one is out of range.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from taxaclip.losses import soft_targets
+    >>> ids = torch.tensor([[0, 0], [0, 1], [2, 2]])  # genus and species of three images
+    >>> soft_targets(ids, ids, rank_weights=(0.25, 1.0))
+    tensor([[0.8000, 0.2000, 0.0000],
+            [0.2000, 0.8000, 0.0000],
+            [0.0000, 0.0000, 1.0000]])
+
+    ```
+    """
+    rows, columns = (ids if ids.ndim == 2 else ids[:, None] for ids in (row_ids, column_ids))
+    if len(rank_weights) != rows.shape[1] or not all(0 <= w <= 1 for w in rank_weights) or not rank_weights[-1]:
+        raise ValueError(f"Expected {rows.shape[1]} weights in [0, 1], the last above 0, got {tuple(rank_weights)}.")
+    weights = torch.zeros(len(rows), len(columns), device=rows.device)
+    for rank, weight in enumerate(rank_weights):
+        weights.masked_fill_(rows[:, rank, None] == columns[None, :, rank], weight)
+    return weights / weights.sum(dim=1, keepdim=True)
 
 
 def replay_loss(
