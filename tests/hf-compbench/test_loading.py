@@ -30,6 +30,12 @@ def test_official_split_is_the_reference_s_shuffle():
     assert [row["number"] for row in splits["official_val"]] == numbers[40:]
 
 
+def test_official_split_is_the_released_one():
+    """The authors' val file of CelebA has 295 entries; its entry 266 is entry 1447 of the 1471 in their label file."""
+    val = split_official(rows_of("celeba", "emotion", 1471))["official_val"]
+    assert (len(val), val[266]["number"]) == (295, 1447)
+
+
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory):
     """A release in small: two sources, shared images, duplicates, one-sided questions, images on disk."""
