@@ -116,11 +116,13 @@ def kernels(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["dev"], default=False)
 def gpu(session: nox.Session) -> None:
-    """Run the tests that need a CUDA device."""
+    """Run the tests that need a CUDA device, and the GPU benchmark of meda-cache if no package is named."""
     if shutil.which("nvidia-smi") is None:
         session.error("expected a CUDA device, but there is no nvidia-smi on this machine; `nox -s tests` needs none")
     dists, options = split_posargs(session)
     python(session, "-m", "pytest", "-m", "gpu", *(f"tests/{dist}" for dist in dists), *options)
+    if not session.posargs:
+        python(session, "benchmarks-hf/run.py", "meda_gpu")
 
 
 @nox.session(python="3.10", default=False)
