@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
@@ -86,6 +88,31 @@ def test_a_bad_image_is_a_row_and_not_the_end(classifier: TaxonClassifier, tmp_p
     results = list(classifier.predict(names, batch_size=2))
     assert [set(rows[0]) == {"file_name", "error"} for rows in results] == [True, False, True, True]
     assert "broken.png" in results[0][0]["file_name"]
+
+
+def test_folders_data_sets_and_streams_are_read(classifier: TaxonClassifier) -> None:
+    expected = list(classifier.predict(IMAGES))
+    rows = Dataset.from_dict({"image": [str(path) for path in IMAGES], "file_name": [str(path) for path in IMAGES]})
+    rows = rows.cast_column("image", ImageFeature())
+    raw = [path.read_bytes() for path in IMAGES]
+    for images in (
+        [GOLDEN],
+        rows,
+        rows.to_iterable_dataset(),
+        rows.cast_column("image", ImageFeature(decode=False)),
+        raw,
+    ):
+        found = list(classifier.predict(images, batch_size=3))
+        assert [len(rows) for rows in found] == [len(rows) for rows in expected]
+        for left, right in zip(found, expected, strict=True):
+            assert [row["score"] for row in left] == pytest.approx([row["score"] for row in right], abs=1e-6)
+            assert left[0]["file_name"] in (right[0]["file_name"], "")
+        assert images is raw or found[0][0]["file_name"] == expected[0][0]["file_name"]
+
+
+def test_what_is_no_image_at_all_is_an_error(classifier: TaxonClassifier) -> None:
+    with pytest.raises(TypeError, match="column 'image'"):
+        list(classifier.predict([{"picture": "a.png"}]))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16"])

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.csv as pa_csv
@@ -80,26 +81,52 @@ def test_a_run_goes_on_after_half_a_line(folders: dict[str, str], tmp_path: Path
     assert cut.read_text() == whole.read_text()
 
 
-def test_a_killed_run_goes_on(folders: dict[str, str], tmp_path: Path) -> None:
+def run_until(is_far: Callable[[], bool], arguments: list[str]) -> None:
+    """Runs the command line in a process of its own and kills it when it has come far enough."""
+    process = subprocess.Popen([sys.executable, "-m", "taxaclip.cli", *arguments], env=dict(os.environ))
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not is_far():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert is_far()
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(200):
         (images / f"{number:03d}.png").write_bytes(Path(IMAGES[number % 4]).read_bytes())
+    return images
+
+
+def test_a_killed_prediction_goes_on(folders: dict[str, str], many: Path, tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    arguments = ["predict", str(images), "--model", folders["model"], "--index", folders["index"]]
+    arguments = ["predict", str(many), "--model", folders["model"], "--index", folders["index"]]
     arguments += ["--batch-size", "1", "--output", str(out)]
-    process = subprocess.Popen([sys.executable, "-m", "taxaclip.cli", *arguments], env=dict(os.environ))
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (out.exists() and out.read_text().count("\n") >= 3):
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run_until(lambda: out.exists() and out.read_text().count("\n") >= 3, arguments)
     before = out.read_text()
-    assert 3 <= before.count("\n") < 200
+    assert before.count("\n") < 200
     assert cli.main(arguments) == 0
     lines = read_rows(out)
     assert [Path(str(line["file_name"])).stem for line in lines] == [f"{number:03d}" for number in range(200)]
     assert out.read_text().startswith(before[: before.rfind("\n") + 1])
+
+
+def test_a_killed_embedding_goes_on(folders: dict[str, str], many: Path, tmp_path: Path) -> None:
+    out, parts = tmp_path / "embeds.safetensors", tmp_path / ".embeds.safetensors.parts"
+    arguments = ["embed", str(many), "--model", folders["model"], "--batch-size", "1", "--output"]
+    run_until(lambda: len(list(parts.glob("*.safetensors"))) >= 3, [*arguments, str(out)])
+    done = {path.name: path.stat().st_mtime_ns for path in parts.glob("*.safetensors")}
+    assert len(done) < 200
+    assert not out.exists()
+    assert cli.main([*arguments, str(out)]) == 0
+    assert not parts.exists()
+    assert cli.main([*arguments, str(tmp_path / "whole.safetensors")]) == 0
+    with safe_open(out, "pt") as found, safe_open(tmp_path / "whole.safetensors", "pt") as expected:
+        assert found.metadata() == expected.metadata()
+        assert torch.equal(found.get_tensor("embeddings"), expected.get_tensor("embeddings"))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

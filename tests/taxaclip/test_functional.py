@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from taxaclip.functional import greedy_path, group_sums, rank_offsets, rank_sums
+from taxaclip.functional import greedy_path, group_sums, rank_offsets, rank_sums, top_k
 from taxaclip.taxonomy import RANKS, TaxonPath, sort_taxa
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -106,3 +106,9 @@ def test_genera_of_one_name_in_two_families_stay_apart() -> None:
 def test_unsorted_paths_are_refused() -> None:
     with pytest.raises(ValueError, match="sort_taxa"):
         rank_offsets([("B", *[""] * 6), ("A", *[""] * 6)])
+
+
+@given(st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3]), min_size=1, max_size=12), st.integers(1, 14))
+def test_top_k_is_the_sorted_beginning_with_ties_by_number(values: list[float], k: int) -> None:
+    expected = sorted(range(len(values)), key=lambda number: (-values[number], number))[:k]
+    assert top_k(torch.tensor(values), k).tolist() == expected

@@ -81,6 +81,8 @@ def active_groups(offsets: Offsets, intervals: Sequence[Interval]) -> tuple[Offs
         offsets (`dict`): where the groups of each rank begin, as of `rank_offsets`.
         intervals (sequence of pairs of `int`): sorted and disjoint.
     """
+    if list(intervals) == [(0, int(offsets[RANKS[0]][-1]))]:
+        return offsets, {rank: starts[:-1] for rank, starts in offsets.items()}
     begins_of, first_rows = {}, {}
     for rank in RANKS:
         starts = offsets[rank]

@@ -8,6 +8,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from taxaclip.clades import Within
 from taxaclip.functional import greedy_path
+from taxaclip.functional import top_k as largest
 from taxaclip.images import ImageInput, embed_images, read_batches
 from taxaclip.index import RankScores, TaxonIndex
 from taxaclip.taxonomy import RANKS
@@ -67,7 +68,8 @@ class TaxonClassifier:
         """Yields the likeliest taxa of each image, in the order of the images.
 
         Args:
-            images (iterable of paths or `PIL.Image.Image`): the images.
+            images (iterable): paths, folders, `PIL.Image.Image`s, bytes, or rows of a data set or a stream of
+                `datasets` with a column `image`.
             rank (`str`, defaults to `"species"`): one of `RANKS`; or `"auto"` for the lowest taxon on the way from the
                 root, always to the likeliest child, whose probability is at least `min_confidence`.
             top_k (`int`, defaults to 5): taxa for each image; `"auto"` gives one.
@@ -140,8 +142,8 @@ class TaxonClassifier:
 
     def _top(self, scores: RankScores, number: int, rank: str, top_k: int) -> list[Row]:
         probs = scores.probs[rank][number]
-        order = torch.argsort(probs, descending=True, stable=True)[:top_k]
-        return [self._row(int(scores.first_rows[rank][group]), rank, float(probs[group])) for group in order.tolist()]
+        groups = largest(probs, top_k).tolist()
+        return [self._row(int(scores.first_rows[rank][group]), rank, float(probs[group])) for group in groups]
 
     def _auto(self, scores: RankScores, number: int, least: float) -> list[Row]:
         one = {rank: probs[number : number + 1] for rank, probs in scores.probs.items()}

@@ -13,6 +13,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from taxaclip.classification import TaxonClassifier
 from taxaclip.convert import from_pretrained, hf_to_open_clip, open_clip_to_hf
+from taxaclip.images import find_images
 from taxaclip.index import TaxonIndex
 from taxaclip.labels import LabelClassifier
 from taxaclip.provenance import RunLog, hash_file, hash_model
@@ -21,7 +22,6 @@ from taxaclip.taxonomy import RANKS
 from taxaclip.writing import read_taxa, write_embeddings
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -159,12 +159,9 @@ def _index_hash(folder: Path, is_asked: object) -> dict[str, str]:
 
 def _find_images(paths: list[Path]) -> Iterator[Path]:
     for path in paths:
-        if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        elif path.exists():
-            yield path
-        else:
+        if not path.exists():
             raise FileNotFoundError(f"Expected an image or a folder of images, but there is no {path}.")
+        yield from find_images(path)
 
 
 if __name__ == "__main__":

@@ -89,11 +89,39 @@ def rank_sums(probs: torch.Tensor, offsets: dict[str, torch.Tensor]) -> dict[str
     sums: dict[str, torch.Tensor] = {}
     below, children = probs, torch.arange(probs.shape[1] + 1)
     for rank in reversed(RANKS):
+        if len(offsets[rank]) == len(children):  # a group of one each: nothing to add up
+            sums[rank] = below
+            continue
         # Groups of this rank in terms of groups of the rank below, which are far fewer than taxa.
         below = group_sums(below, torch.searchsorted(children, offsets[rank].cpu()))
         children = offsets[rank].cpu()
         sums[rank] = below
     return {rank: sums[rank] for rank in RANKS}
+
+
+def top_k(probs: torch.Tensor, k: int) -> torch.Tensor:
+    """Returns the numbers of the largest probabilities, the largest first, ties by number.
+
+    Args:
+        probs (`torch.Tensor` of shape `(num_groups,)`): probabilities.
+        k (`int`): how many; all if there are fewer.
+
+    Returns:
+        `torch.Tensor` of shape `(min(k, num_groups),)`, int64.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from taxaclip.functional import top_k
+    >>> top_k(torch.tensor([0.2, 0.3, 0.2, 0.3]), 3)
+    tensor([1, 3, 0])
+
+    ```
+    """
+    k = min(k, len(probs))
+    candidates = torch.nonzero(probs >= probs.topk(k).values[-1]).flatten()
+    return candidates[torch.argsort(probs[candidates], descending=True, stable=True)[:k]]
 
 
 def greedy_path(sums: dict[str, torch.Tensor], offsets: dict[str, torch.Tensor]) -> torch.Tensor:

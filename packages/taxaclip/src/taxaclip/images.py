@@ -1,36 +1,72 @@
-"""Images from paths and pictures, in batches: a bad one is named and does not stop the others."""
+"""Images from paths, folders, pictures and rows of data sets, in batches: a bad one is named and stops no other."""
 
-from collections.abc import Iterable, Iterator
+import io
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from transformers import CLIPModel, CLIPProcessor
 
-ImageInput = str | Path | Image.Image
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+ImageInput = str | Path | Image.Image | bytes | Mapping[str, Any]
 Names = list[tuple[str, str | None]]
+
+
+def find_images(path: Path) -> Iterator[Path]:
+    """Yields the images in a folder and its folders, sorted by path; anything else as it is.
+
+    Args:
+        path (`Path`): an image or a folder.
+    """
+    if path.is_dir():
+        yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    else:
+        yield path
 
 
 def read_image(image: ImageInput) -> Image.Image:
     """Returns the image upright and in RGB.
 
     Args:
-        image (path or `PIL.Image.Image`): the image.
+        image (path, `PIL.Image.Image`, `bytes`, or mapping): the image, its file's bytes, what `datasets`
+            stores, `{"bytes": ..., "path": ...}`, or a row of a data set with such a thing in its column `image`.
 
     Raises:
         OSError: if it cannot be read.
+        TypeError: if it is something else.
     """
+    if isinstance(image, Mapping):
+        inner = image.get("image", image.get("bytes")) or image.get("path")
+        if inner is None:
+            raise TypeError(f"Expected an image in the column 'image', 'bytes' or 'path', got {sorted(image)}.")
+        return read_image(inner)
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image).convert("RGB")
-    with Image.open(image) as opened:
+    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
         return ImageOps.exif_transpose(opened).convert("RGB")
+
+
+def name_image(image: ImageInput) -> str:
+    """Returns the path of an image, `""` for one that has none.
+
+    Args:
+        image: as of `read_image`.
+    """
+    if isinstance(image, Mapping):
+        return str(image.get("file_name") or image.get("path") or name_image(image.get("image", b"")))
+    if isinstance(image, (str, Path)):
+        return str(image)
+    return str(getattr(image, "filename", ""))
 
 
 def read_batches(images: Iterable[ImageInput], batch_size: int) -> Iterator[tuple[Names, list[Image.Image]]]:
     """Yields (name, error or None) of so many images in their order, and the pictures of those that can be read.
 
     Args:
-        images (iterable of paths or `PIL.Image.Image`): the images.
+        images (iterable): the images, as of `read_image`, and folders of images, which stand for what is in them.
         batch_size (`int`): images at a time.
 
     Raises:
@@ -40,8 +76,8 @@ def read_batches(images: Iterable[ImageInput], batch_size: int) -> Iterator[tupl
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     names: Names = []
     pictures: list[Image.Image] = []
-    for image in images:
-        name = str(getattr(image, "filename", "")) if isinstance(image, Image.Image) else str(image)
+    for image in _unfold(images):
+        name = name_image(image)
         try:
             pictures.append(read_image(image))
             names.append((name, None))
@@ -52,6 +88,14 @@ def read_batches(images: Iterable[ImageInput], batch_size: int) -> Iterator[tupl
             names, pictures = [], []
     if names:
         yield names, pictures
+
+
+def _unfold(images: Iterable[ImageInput]) -> Iterator[ImageInput]:
+    for image in images:
+        if isinstance(image, (str, Path)) and Path(image).is_dir():
+            yield from find_images(Path(image))
+        else:
+            yield image
 
 
 def embed_images(model: CLIPModel, processor: CLIPProcessor, images: list[Image.Image]) -> torch.Tensor:

@@ -11,6 +11,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from taxaclip.taxonomy import RANKS
+
 FILES = ("index.safetensors", "ranks.safetensors", "taxonomy.arrow", "meta.json")
 EXACT = "exact.safetensors"  # float16 rows beside int8 ones, of which few are ever read
 
@@ -66,10 +68,11 @@ def read_index(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
             raise FileNotFoundError(
                 f"Expected a taxon index in {folder}, but {name} is missing; write it by save_pretrained."
             )
-    tensors, offsets = _read_tensors(folder / FILES[0]), _read_tensors(folder / FILES[1])
+    tensors, starts = _read_tensors(folder / FILES[0]), _read_tensors(folder / FILES[1])
     if (folder / EXACT).is_file():
         tensors |= _read_tensors(folder / EXACT)
     table = pa.ipc.open_file(pa.memory_map(str(folder / FILES[2]))).read_all()
+    offsets = {rank: starts[rank] for rank in RANKS}
     return tensors, offsets, table, json.loads((folder / FILES[3]).read_text(encoding="utf-8"))
 
 

@@ -64,7 +64,8 @@ class LabelClassifier:
         """Yields the likeliest labels, or bins, of each image, in the order of the images.
 
         Args:
-            images (iterable of paths or `PIL.Image.Image`): the images.
+            images (iterable): paths, folders, `PIL.Image.Image`s, bytes, or rows of a data set or a stream of
+                `datasets` with a column `image`.
             top_k (`int`, defaults to 5): labels for each image.
             batch_size (`int`, defaults to 32): images at a time.
 
