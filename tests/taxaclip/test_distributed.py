@@ -8,7 +8,6 @@ import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 
 from taxaclip import cached_backward, chunked_contrastive_loss, contrastive_loss, distributed_contrastive_loss
-from taxaclip.distributed import encode_distinct
 
 ROWS, WORLD = 6, 2
 DTYPES = {"fp64": torch.double, "fp32": torch.float}
@@ -108,23 +107,3 @@ def test_second_pass_draws_what_the_first_drew() -> None:
 def test_no_micro_batch_is_an_error() -> None:
     with pytest.raises(ValueError, match="at least one"):
         cached_backward(lambda x: (x, x), [], lambda i, t: i.sum())
-
-
-def test_distinct_texts_are_encoded_once_with_the_same_gradients() -> None:
-    torch.manual_seed(0)
-    table = torch.nn.Embedding(3, 4).double()
-    seen: list[list[str]] = []
-
-    def encode(texts: list[str]) -> torch.Tensor:
-        seen.append(texts)
-        return table(torch.tensor([ord(text) - ord("a") for text in texts])).tanh()
-
-    weights = torch.randn(6, 4, dtype=torch.double)
-    results = []
-    for embed in (encode, lambda texts: encode_distinct(encode, texts)):
-        table.zero_grad()
-        embeds = embed(list("abacab"))
-        (embeds * weights).sum().backward()
-        results.append((embeds, table.weight.grad.clone()))
-    torch.testing.assert_close(*results)
-    assert seen == [list("abacab"), list("abc")]

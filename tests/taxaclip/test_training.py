@@ -86,6 +86,21 @@ def test_savings_change_neither_loss_nor_gradients(folder: Path, replay: bool) -
             raise AssertionError(f"{name}: {error}") from None
 
 
+@pytest.mark.parametrize("options", [{"gradient_accumulation_steps": 2}, {"bf16": True}], ids=["accumulated", "bf16"])
+def test_grad_cache_takes_the_same_step(folder: Path, options: dict[str, Any]) -> None:
+    before = build_model(replay=True).state_dict()
+    weights = []
+    for cached in ({}, {"grad_cache_size": 5}):
+        trainer = make_trainer(folder, per_device_train_batch_size=6, **options, **cached)
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    tolerance = 1e-2 if "bf16" in options else 1e-5
+    for name, value in weights[0].items():
+        assert value.dtype == torch.float32
+        step, cached_step = value - before[name], weights[1][name] - before[name]
+        assert (step - cached_step).norm() <= tolerance * max(float(step.norm()), 1e-3), name
+
+
 def test_loss_is_that_of_the_paper_and_of_its_targets(folder: Path) -> None:
     for targets in ("diag", "multi", "hier"):
         trainer = make_trainer(folder, targets=targets)

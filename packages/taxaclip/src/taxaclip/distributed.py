@@ -92,31 +92,6 @@ def _gather(rows: torch.Tensor) -> torch.Tensor:
     return gathered
 
 
-def encode_distinct(encode: Callable[[list[str]], torch.Tensor], texts: Sequence[str]) -> torch.Tensor:
-    """Returns the embeddings of texts while each distinct one is encoded once; gradients are summed over its rows.
-
-    Captions of species repeat within a batch, so that this saves most of the text tower's work, exactly.
-
-    Args:
-        encode (callable): from a list of texts to `torch.Tensor` of shape `(num_texts, dim)`.
-        texts (sequence of `str`): the captions of a batch.
-
-    Example:
-
-    ```python
-    >>> import torch
-    >>> from taxaclip.distributed import encode_distinct
-    >>> encode_distinct(lambda texts: torch.tensor([[float(len(text))] for text in texts]), ["a", "bb", "a"]).T
-    tensor([[1., 2., 1.]])
-
-    ```
-    """
-    distinct = list(dict.fromkeys(texts))
-    row = {text: number for number, text in enumerate(distinct)}
-    embeds = encode(distinct)
-    return embeds[torch.tensor([row[text] for text in texts], device=embeds.device)]
-
-
 def cached_backward(embed: Embed, micro_batches: Sequence[Any], loss: Callable[..., torch.Tensor]) -> torch.Tensor:
     """Adds the gradients of a loss over a large batch to the parameters, with one micro-batch in memory at a time.
 
