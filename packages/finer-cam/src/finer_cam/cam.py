@@ -165,7 +165,8 @@ class FinerCAM:
                 )
             else:
                 evidence, choice, path = self._observer.observe_gradients(call, choose)
-                self._check_head()
+                if self.method == "cam" and path == "autograd":
+                    self._check_head()
             return build_output(
                 evidence,
                 gamma,
@@ -179,7 +180,7 @@ class FinerCAM:
             )
 
     def _check_head(self) -> None:
-        if self.method == "cam" and self._observer.head is None:
+        if self._observer.head is None:
             raise ValueError(
                 "`method='cam'` needs mean pooling and a linear layer right behind the target layer, but "
                 f"{self.layer_name!r} of {type(self.model).__name__} has something else there; use 'gradcam', or the "
