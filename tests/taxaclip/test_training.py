@@ -274,6 +274,12 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
             make_trainer(folder, model, **options)
 
 
+def test_a_checkpoint_of_another_trainer_is_refused(folder: Path) -> None:
+    build_model(replay=True).save_pretrained(folder / "other")
+    with pytest.raises(FileNotFoundError, match=r"stream-0\.json"):
+        make_trainer(folder).train(resume_from_checkpoint=str(folder / "other"))
+
+
 def test_captions_without_taxa_have_no_hierarchy(folder: Path) -> None:
     trainer = make_trainer(folder, targets="multi")
     batch = dict(next(iter(trainer.get_train_dataloader())))

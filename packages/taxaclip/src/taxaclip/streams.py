@@ -162,18 +162,18 @@ class StreamIterator(Iterator[Sample]):
 
     def _iterate(self) -> Iterator[Sample]:
         while True:
-            state, is_empty = self.state, state_is_start(self.state)
-            rows = self.stream.read_epoch(state["epoch"], self.part, self.num_parts, state["file"], state["row"])
-            good = 0
+            epoch, file, row = (self.state[name] for name in ("epoch", "file", "row"))
+            is_whole, good = file == row == self.state["position"] == 0, 0
+            rows = self.stream.read_epoch(epoch, self.part, self.num_parts, file, row)
             while block := _take(rows, self.stream.buffer_size):
                 for sample in self._shuffled(block):
                     good += 1
                     yield sample
                 file, row, _ = block[-1]
                 self.state |= {"file": file, "row": row + 1, "block": self.state["block"] + 1, "position": 0}
-            if is_empty and good == 0:
+            if is_whole and good == 0:
                 raise ValueError(f"Expected samples in {self.stream.files[:5]}, part {self.part}, but none is good.")
-            self.state |= {"epoch": self.state["epoch"] + 1, "file": 0, "row": 0, "block": 0, "position": 0}
+            self.state |= {"epoch": epoch + 1, "file": 0, "row": 0, "block": 0, "position": 0}
 
     def _shuffled(self, block: list[tuple[int, int, Any]]) -> Iterator[Sample]:
         key = (self.stream.seed, self.state["epoch"], self.part, self.state["block"])
@@ -191,15 +191,6 @@ class StreamIterator(Iterator[Sample]):
                 logger.warning("Skipped a bad sample, %s: %r", where, error)
                 continue
             yield sample
-
-
-def state_is_start(state: State) -> bool:
-    """Returns whether a state is the beginning of an epoch.
-
-    Args:
-        state (`dict`): of a `StreamIterator`.
-    """
-    return state["file"] == state["row"] == state["position"] == 0
 
 
 def _take(rows: Iterator[Any], count: int) -> list[Any]:

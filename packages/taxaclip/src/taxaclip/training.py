@@ -165,6 +165,8 @@ class ContrastiveTrainer(Trainer):
         self._states = {}
         if resume_from_checkpoint:
             path = Path(resume_from_checkpoint) / STATE_FILE.format(rank=self.args.process_index)
+            if not path.is_file():
+                raise FileNotFoundError(f"Expected a checkpoint of a ContrastiveTrainer, but {path} is missing.")
             saved = json.loads(path.read_text(encoding="utf-8"))
             self._states = {state["worker"]: state for state in saved}
         self.batches.go_on(self._states)
@@ -273,10 +275,9 @@ class ContrastiveTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if (Path(resume_from_checkpoint) / REPLAY_FILE).is_file():
-            self.model.replay_projection.weight.data.copy_(
-                load_file(Path(resume_from_checkpoint) / REPLAY_FILE)[REPLAY]
-            )
+        file = Path(resume_from_checkpoint) / REPLAY_FILE
+        if file.is_file():
+            self.model.replay_projection.weight.data.copy_(load_file(file)[REPLAY])
 
 
 def last_whole_checkpoint(output_dir: str | Path, world_size: int = 1) -> str | None:
