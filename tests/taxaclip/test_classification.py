@@ -1,4 +1,6 @@
 import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,27 @@ def test_folders_data_sets_and_streams_are_read(classifier: TaxonClassifier) -> 
             assert [row["score"] for row in left] == pytest.approx([row["score"] for row in right], abs=1e-6)
             assert left[0]["file_name"] in (right[0]["file_name"], "")
         assert images is raw or found[0][0]["file_name"] == expected[0][0]["file_name"]
+
+
+def test_files_are_decoded_one_batch_ahead_and_no_more(classifier: TaxonClassifier) -> None:
+    taken: list[Path] = []
+
+    def stream() -> Iterator[Path]:
+        for number in range(20):
+            taken.append(IMAGES[number % 4])
+            yield taken[-1]
+
+    results = classifier.predict(stream(), batch_size=2)
+    next(results)
+    assert len(taken) == 4
+    results.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("taxaclip-decode")]
+
+
+def test_one_picture_may_come_often(classifier: TaxonClassifier) -> None:
+    picture = Image.open(IMAGES[0])
+    results = list(classifier.predict([picture] * 20, batch_size=5))
+    assert len({rows[0]["score"] for rows in results}) == 1
 
 
 def test_what_is_no_image_at_all_is_an_error(classifier: TaxonClassifier) -> None:

@@ -16,7 +16,7 @@ import torch.multiprocessing
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPModel
+from transformers import CLIPModel, Trainer
 
 from support import taxa_streams
 from support.packages import ROOT
@@ -272,6 +272,17 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             make_trainer(folder, model, **options)
+
+
+@pytest.mark.parametrize("name", ["_save", "_save_rng_state", "_load_from_checkpoint", "get_decay_parameter_names"])
+def test_trainer_still_has_what_ours_extends(name: str) -> None:
+    assert callable(getattr(Trainer, name))
+
+
+def test_state_of_the_trainer_is_the_last_file_of_a_checkpoint(folder: Path) -> None:
+    train(folder, steps=2)
+    times = {path.name: path.stat().st_mtime_ns for path in (folder / "out" / "checkpoint-2").iterdir()}
+    assert max(times, key=lambda name: times[name]) == "trainer_state.json"
 
 
 def test_a_checkpoint_of_another_trainer_is_refused(folder: Path) -> None:

@@ -1,7 +1,10 @@
 """Images from paths, folders, pictures and rows of data sets, in batches: a bad one is named and stops no other."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,8 @@ from PIL import Image, ImageOps
 from transformers import CLIPModel, CLIPProcessor
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+DECODERS = 4  # threads
 
 ImageInput = str | Path | Image.Image | bytes | Mapping[str, Any]
 Names = list[tuple[str, str | None]]
@@ -65,6 +70,8 @@ def name_image(image: ImageInput) -> str:
 def read_batches(images: Iterable[ImageInput], batch_size: int) -> Iterator[tuple[Names, list[Image.Image]]]:
     """Yields (name, error or None) of so many images in their order, and the pictures of those that can be read.
 
+    Files are decoded in threads, a batch ahead of the one that is yielded.
+
     Args:
         images (iterable): the images, as of `read_image`, and folders of images, which stand for what is in them.
         batch_size (`int`): images at a time.
@@ -74,20 +81,33 @@ def read_batches(images: Iterable[ImageInput], batch_size: int) -> Iterator[tupl
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    pool = ThreadPoolExecutor(DECODERS, "taxaclip-decode")
+    pending: deque[tuple[str, Callable[[], Image.Image]]] = deque()
+    try:
+        for image in _unfold(images):
+            # Pictures are read where they are needed: one may come twice, and PIL reads none in two threads at once.
+            is_file = isinstance(image, (str, Path, bytes))
+            read = pool.submit(read_image, image).result if is_file else partial(read_image, image)
+            pending.append((name_image(image), read))
+            if len(pending) == 2 * batch_size:
+                yield _collect(pending, batch_size)
+        while pending:
+            yield _collect(pending, batch_size)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _collect(pending: deque[tuple[str, Callable[[], Image.Image]]], count: int) -> tuple[Names, list[Image.Image]]:
     names: Names = []
     pictures: list[Image.Image] = []
-    for image in _unfold(images):
-        name = name_image(image)
+    while pending and len(names) < count:
+        name, read = pending.popleft()
         try:
-            pictures.append(read_image(image))
+            pictures.append(read())
             names.append((name, None))
         except OSError as error:
             names.append((name, f"cannot be read as an image: {error}"))
-        if len(names) == batch_size:
-            yield names, pictures
-            names, pictures = [], []
-    if names:
-        yield names, pictures
+    return names, pictures
 
 
 def _unfold(images: Iterable[ImageInput]) -> Iterator[ImageInput]:
