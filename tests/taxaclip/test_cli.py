@@ -114,6 +114,7 @@ def test_a_killed_prediction_goes_on(folders: dict[str, str], many: Path, tmp_pa
     assert out.read_text().startswith(before[: before.rfind("\n") + 1])
 
 
+@pytest.mark.slow
 def test_a_killed_embedding_goes_on(folders: dict[str, str], many: Path, tmp_path: Path) -> None:
     out, parts = tmp_path / "embeds.safetensors", tmp_path / ".embeds.safetensors.parts"
     arguments = ["embed", str(many), "--model", folders["model"], "--batch-size", "1", "--output"]

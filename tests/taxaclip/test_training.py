@@ -170,7 +170,8 @@ def test_checkpoints_are_plain_and_go_on_to_the_same_weights(folder: Path) -> No
         assert torch.equal(value, whole[name]), name
 
 
-@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_killed_training_goes_on_to_the_same_weights(folder: Path, tmp_path: Path, num_workers: int) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     command = [sys.executable, "-W", "ignore", SCRIPT, str(folder), "200", str(num_workers)]

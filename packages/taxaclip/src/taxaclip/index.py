@@ -19,7 +19,7 @@ from taxaclip.taxonomy import RANKS, TaxonPath, sort_taxa
 from taxaclip.texts import TEMPLATES, embed_names
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8, "int8+float16": torch.int8}
-CHUNK = 65536  # rows that are in float32 at a time
+CHUNK = 1024  # rows that are in float32 at a time: few enough to stay in the processor's cache
 
 logger = logging.getLogger(__name__)
 
@@ -293,11 +293,8 @@ class TaxonIndex:
         cosines = unit.new_empty(len(unit), high - low)
         for at in range(low, high, CHUNK):
             end = min(at + CHUNK, high)
-            rows = self.embeddings[at:end].float()
-            if self.scale is not None:
-                rows *= self.scale[at:end, None]
-            cosines[:, at - low : end - low] = unit @ rows.T
-        return cosines
+            cosines[:, at - low : end - low] = unit @ self.embeddings[at:end].float().T
+        return cosines if self.scale is None else cosines * self.scale[low:high]
 
     def _rescore(self, unit: torch.Tensor, cosines: torch.Tensor, intervals: Sequence[Interval], count: int) -> None:
         """Replaces the largest cosines of each image by those of the float16 rows."""
