@@ -115,6 +115,13 @@ def kernels(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none", requires=["dev"], default=False)
+def slow(session: nox.Session) -> None:
+    """Run the tests that the default run leaves out because they take long: processes that are killed, trainings."""
+    dists, options = split_posargs(session)
+    python(session, "-m", "pytest", "-m", "slow", *(f"tests/{dist}" for dist in dists), *options)
+
+
+@nox.session(venv_backend="none", requires=["dev"], default=False)
 def gpu(session: nox.Session) -> None:
     """Run the tests that need a CUDA device, and the GPU benchmark of meda-cache if no package is named."""
     if shutil.which("nvidia-smi") is None:
