@@ -67,9 +67,11 @@ def reduce_logits(logits: Tensor, labels: Tensor, absent_mask: Tensor) -> Reduce
     device = logits.device
     mask = absent_mask.to(device)
     seen_ids, absent_ids = (~mask).nonzero()[:, 0], mask.nonzero()[:, 0]
-    rows = max(1, MAX_CHUNK_ELEMENTS // logits.shape[1])
+    logits = logits.detach()
+    rows = max(1, min(len(logits), MAX_CHUNK_ELEMENTS // logits.shape[1]))
+    seen_copy, absent_copy = (logits.new_empty(rows, len(ids)) for ids in (seen_ids, absent_ids))
     pieces = [
-        (_best(chunk, seen_ids), _best(chunk, absent_ids))
+        (_best(chunk, seen_ids, seen_copy), _best(chunk, absent_ids, absent_copy))
         for chunk in (logits.split(rows) if len(logits) else [logits])
     ]
     seen_value, seen_id, absent_value, absent_id = (
@@ -95,9 +97,9 @@ def to_float64(values: Tensor) -> Tensor:
     return keep_device(values).double()
 
 
-def _best(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest logit among some classes and its class id; the lowest id on ties."""
-    group = logits.index_select(1, ids)
+def _best(logits: Tensor, ids: Tensor, copy: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest logit among some classes and its class id; the lowest id on ties. `copy` is written over."""
+    group = torch.index_select(logits, 1, ids, out=copy[: len(logits)])  # one buffer: the allocator would keep many
     best = group.argmax(dim=1, keepdim=True)  # the first of equal values, unlike `max`
     return group.gather(1, best)[:, 0], ids[best[:, 0]]
 
