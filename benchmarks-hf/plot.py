@@ -24,17 +24,19 @@ def draw(result: dict[str, Any], path: Path) -> None:
         draw_panel([row for row in rows if panel is None or row[plot["panel"]] == panel], plot, axes)
         axes.set(xlabel=plot["x"].replace("_", " "), ylabel=plot["y"].replace("_", " "), title=panel)
     figure.suptitle(result["about"])
-    all_axes[0][-1].legend()
+    if "line" in plot:
+        figure.legend(*all_axes[0][-1].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def draw_panel(rows: list[dict[str, Any]], plot: dict[str, str], axes: Any) -> None:
-    """One line for each value of the column `line`, with its range and its bar where there are such columns."""
-    for name in dict.fromkeys(row[plot["line"]] for row in rows):
-        points = sorted((row for row in rows if row[plot["line"]] == name), key=lambda row: row[plot["x"]])
+    """One line for each value of the column `line`, if there is one; range and bar where there are such columns."""
+    rows = [row for row in rows if plot["y"] in row]
+    for number, name in enumerate(dict.fromkeys(row.get(plot.get("line")) for row in rows)):
+        points = sorted((row for row in rows if row.get(plot.get("line")) == name), key=lambda row: row[plot["x"]])
         x, y = ([row[plot[axis]] for row in points] for axis in ("x", "y"))
-        (line,) = axes.plot(x, y, marker="o", label=name)
+        (line,) = axes.plot(x, y, marker="os^"[number // 10 % 3], label=name)  # there are ten colors
         if "low" in plot:
             low, high = ([row[plot[end]] for row in points] for end in ("low", "high"))
             axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15)

@@ -101,9 +101,12 @@ def test_figure_is_drawn_from_the_results_file_alone(tmp_path: Path) -> None:
     rows = [{"n": n, "kind": kind, "y": n, "a": 0, "b": 9} for n in (1, 2) for kind in ("x", "z")]
     plot = {"x": "n", "y": "y", "line": "kind", "low": "a", "high": "b"}
     (tmp_path / "sums.json").write_text(json.dumps({"about": "Sums", "plot": plot, "rows": rows}), encoding="utf-8")
+    rows = [{"n": 1, "y": 2}, {"n": 2, "y": 1}, {"n": 3, "other": 1}]
+    one_line = {"about": "One line", "plot": {"x": "n", "y": "y"}, "rows": rows}
+    (tmp_path / "line.json").write_text(json.dumps(one_line), encoding="utf-8")
     (tmp_path / "plain.json").write_text(
         json.dumps({"about": "No figure", "plot": None, "rows": []}), encoding="utf-8"
     )
     command = [sys.executable, str(FOLDER / "plot.py"), "--results", str(tmp_path), "--figures", str(tmp_path)]
     subprocess.run(command, check=True)
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["sums.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["line.png", "sums.png"]
