@@ -141,9 +141,10 @@ def test_no_text_makes_a_parser_raise(text):
 @pytest.mark.parametrize("pattern", ["9", "1,", "a ", "-", "((", "twenty ", "0.", "\U0001f600", "to 5 ", "1 - "])
 def test_long_texts_are_read_in_no_time(pattern):
     text = pattern * (10_000 // len(pattern))
-    parse_number(text), parse_box(text), parse_rgb(text)
-    resolve_option(text, ["left", "right"])
-    resolve_closer(text, text)
+    for found, size in ((parse_number(text), 1), (parse_box(text), 4), (parse_rgb(text), 3)):
+        assert found.value is None or len(found.value) == size
+    assert resolve_option(text, ["left", "right"]).value in (None, "left")  # "1 - 1 - ..." counts from 1
+    assert resolve_closer(text, text).value is None
 
 
 @given(st.integers(0, 10**6))
