@@ -311,6 +311,36 @@ def test_refused_piece_leaves_the_prompt_as_it_was(llava: Family) -> None:
     assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 2
 
 
+def test_prompt_that_fails_before_it_is_read_leaves_nothing_behind(llava: Family) -> None:
+    """Images of a wrong shape: neither the prompt nor its declared length is kept."""
+    inputs, cache = llava.prompts(3), MedaCache(llava.model.config, keep_ratio=0.3)
+    broken = {**inputs, "pixel_values": inputs["pixel_values"][:, :1]}
+    with attach(llava.model), torch.no_grad():
+        cache.expect(inputs["input_ids"].shape[1])
+        with pytest.raises(RuntimeError):
+            llava.model(**broken, past_key_values=cache)
+        shorter = llava.prompts(1)
+        llava.model(**shorter, past_key_values=cache)
+        cache.compress()
+    assert cache.prompt_length == shorter["input_ids"].shape[1]
+
+
+def test_decoding_step_that_fails_can_be_taken_again(llava: Family) -> None:
+    """The first one compresses the prompt, which is not undone and not done twice."""
+    inputs, cache = llava.prompts(2), MedaCache(llava.model.config, keep_ratio=0.3)
+    token = torch.tensor([[5]])
+    with attach(llava.model), torch.no_grad():
+        llava.model(**inputs, past_key_values=cache)
+        with pytest.raises(IndexError):
+            llava.model(input_ids=token + 10_000, past_key_values=cache)
+        assert cache.is_compressed
+        kept = [layer.positions for layer in cache.managed_layers.values()]
+        llava.model(input_ids=token, past_key_values=cache)
+    for before, layer in zip(kept, cache.managed_layers.values(), strict=True):
+        assert layer.positions is before
+    assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 1
+
+
 def test_failed_compression_empties_the_cache(llava: Family) -> None:
     calls = []
 

@@ -215,6 +215,7 @@ class MedaCache(Cache):
                 "before the first."
             )
         self.compress()
+        self._before = (num_seen, self.prompt, False)  # it stays compressed if this forward fails
 
     def _declared_visual(self, batch_size: int, num_seen: int, num_new: int) -> Tensor | None:
         """Returns which new tokens were declared visual, `(batch_size, num_new)`, with a row for each beam."""
@@ -258,8 +259,10 @@ class MedaCache(Cache):
         self.is_attached = False
         if failed:
             num_seen, prompt, is_read = self._before
-            if all(layer.seq_length == num_seen for layer in self.managed_layers.values()):
+            if num_seen > 0 and all(layer.seq_length == num_seen for layer in self.managed_layers.values()):
                 self.prompt, self._is_read = prompt, is_read
+                for layer in self.managed_layers.values():
+                    layer.reading = None
             elif not self.is_compressed:
                 self.reset()
             return
