@@ -3,7 +3,8 @@
 Question-aware: the cache is compressed after it has read images and question. Question-agnostic: it is compressed
 after the images, and the question comes as a second turn. Presets are taken as they are shipped: nothing protects the
 question but the preset itself. `over_meda` and `over_h2o` are paired differences on the same questions, with 95
-percent intervals. Variants say what of a difference is due to what; the depth ramp is the control of the entropy.
+percent intervals. Variants say what of a difference is due to what; the depth ramp is the control of the entropy. No
+question compares images with one another: llava-nano was taught none that does.
 """
 
 import hashlib
@@ -130,20 +131,20 @@ def save_parts(parts: dict[str, list[int]], path: Path) -> None:
     partial.replace(path)
 
 
-def describe_answers(model_path: Path, count: int) -> str:
+def describe_answers(model_path: Path, count: int, seed: int) -> str:
     """What answers depend on: weights, questions, options and code."""
     weights = hashlib.sha256((model_path / "model.safetensors").read_bytes()).hexdigest()
     root = Path(__file__).parents[2]
     git = ["git", "-C", str(root)]
-    sources = ["packages/meda-cache/src", "packages/hf-diorama/src", "benchmarks-hf/cases/meda_quality.py"]
+    sources = ["packages/meda-cache/src", "packages/hf-diorama/src", "benchmarks-hf/cases/meda_*.py"]
     code = subprocess.run([*git, "log", "-1", "--format=%H", "--", *sources], capture_output=True, check=True).stdout
     edits = subprocess.run([*git, "diff", "HEAD", "--", *sources], capture_output=True, check=True).stdout
-    parts = [weights, str((count, SEED, NUM_IMAGES, BATCH_SIZE)), code.decode(), edits.decode()]
+    parts = [weights, str((count, seed, NUM_IMAGES, BATCH_SIZE)), code.decode(), edits.decode()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def collect(
-    count: int, policies: dict[str, dict[str, Any]], ratios: Any
+    count: int, policies: dict[str, dict[str, Any]], ratios: Any, *, seed: int = SEED
 ) -> tuple[list[dict[str, Any]], dict[tuple[str, str, float], np.ndarray]]:
     """All questions, and for every mode, policy and ratio whether each was answered right.
 
@@ -151,12 +152,12 @@ def collect(
     on.
     """
     model_path = Path(hf_diorama.model_path("llava-nano"))
-    path = Path(tempfile.gettempdir()) / f"meda-quality-{describe_answers(model_path, count)}.json"
+    path = Path(tempfile.gettempdir()) / f"meda-quality-{describe_answers(model_path, count, seed)}.json"
     processor = AutoProcessor.from_pretrained(model_path)
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=torch.float32).eval()
     rows: list[dict[str, Any]] = []
     for number in NUM_IMAGES:
-        rows += hf_diorama.multi_image_questions(count, split="heldout", seed=SEED, num_images=number)
+        rows += hf_diorama.multi_image_questions(count, split="heldout", seed=seed, num_images=number)
     batches, parts = build_batches(processor, rows), load_parts(path)
     right = defaultdict(list)
     with attach(model):
@@ -194,19 +195,26 @@ def summarise(
     return summary | {f"{number} images": float(right[numbers == number].mean()) for number in NUM_IMAGES}
 
 
-def run(*, quick: bool) -> list[dict[str, Any]]:
-    ratios = KEEP_RATIOS[2:3] if quick else KEEP_RATIOS
-    rows, right = collect(5 if quick else NUM_QUESTIONS, {"full cache": {"preset": "none"}} | POLICIES, ratios)
+def tabulate(
+    rows: list[dict[str, Any]], right: dict[tuple[str, str, float], np.ndarray], bases: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """One row for every mode, policy and ratio, with its difference to the bases."""
     return [
         {
             "mode": mode,
             "policy": policy,
             "keep_ratio": ratio,
-            **summarise(rows, values, {name: right[mode, name, ratio] for name in BASES if ratio < 1}),
+            **summarise(rows, values, {name: right[mode, name, ratio] for name in bases if ratio < 1}),
             "samples": {"right": "".join(map(str, values.astype(int)))},
         }
         for (mode, policy, ratio), values in right.items()
     ]
+
+
+def run(*, quick: bool) -> list[dict[str, Any]]:
+    ratios = KEEP_RATIOS[2:3] if quick else KEEP_RATIOS
+    policies = {"full cache": {"preset": "none"}} | POLICIES
+    return tabulate(*collect(5 if quick else NUM_QUESTIONS, policies, ratios), BASES)
 
 
 PLOT = {"x": "keep_ratio", "y": "exact_match", "line": "policy", "panel": "mode"}
