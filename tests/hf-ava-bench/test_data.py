@@ -194,6 +194,12 @@ def test_released_json_files_are_read(json_folder):
     assert test[0]["image"].size == (16, 16)
 
 
+def test_questions_without_an_answer_are_named(json_folder):
+    write_json(json_folder / "Localization" / "ground_truth.json", {"2": {"answer": "[0, 0, 1, 1]"}})
+    with pytest.raises(ValueError, match=r"1 questions of .* have no answer in .*, first '3'"):
+        load_ability("localization", f"path:{json_folder}", "test")
+
+
 def test_paths_out_of_the_folder_are_refused(json_folder):
     (json_folder.parent / "secret.png").write_bytes(png(9))
     rows = [{"id": "0", "image": "../../secret.png", "conversations": [
@@ -225,6 +231,58 @@ def test_bad_rows_are_named_and_skipped_only_when_asked(tmp_path):
     assert [bad["id"] for bad in info["bad_rows"]] == ["1", "2", "3"]
     assert "same question twice" in info["bad_rows"][1]["problem"]
     assert "cannot be decoded" in info["bad_rows"][2]["problem"]
+
+
+def write_counting(folder, answers):
+    """A folder laid out as on the Hub, train only, with these answers."""
+    (folder / "train" / "Counting").mkdir(parents=True)
+    rows = [
+        {"id": str(i), "image": {"bytes": png(i), "path": None}, "conversations": [
+            {"from": "human", "value": "How many?"}, {"from": "gpt", "value": answer}]}
+        for i, answer in enumerate(answers)
+    ]  # fmt: skip
+    table = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
+    table.to_parquet(folder / "train" / "Counting" / "train-0.parquet")
+    return f"path:{folder}"
+
+
+def test_answers_that_cannot_be_read_are_bad_rows_too(tmp_path):
+    source = write_counting(tmp_path / "hub", ["3", "a few", "5", "7", "9", "11"])
+    with pytest.raises(ValueError, match=r"Item '1' of 'counting' cannot be read: Expected a number .* got 'a few'"):
+        load_ability("counting", source)
+    with pytest.raises(ValueError, match="Item '1' of 'counting': it cannot be read"):
+        build_dataset(tmp_path / "a", source, ["counting"])
+    built = build_dataset(tmp_path / "b", source, ["counting"], skip_bad_rows=True)
+    parts = json.loads((built / MANIFEST).read_text())["parts"].values()
+    assert sum(part["num_rows"] for part in parts) == 5
+    assert [bad["id"] for part in parts for bad in part["bad_rows"]] == ["1"]
+
+
+def test_some_of_many_items_are_drawn_from_all_over_the_file(tmp_path):
+    source = write_counting(tmp_path / "hub", [str(1 + i // 20) for i in range(100)])  # sorted by answer
+    rows = load_ability("counting", source, "train", n=20)
+    assert len(set(rows["answer"])) >= 4
+    assert list(rows["id"]) == sorted(rows["id"], key=int)
+    assert list(load_ability("counting", source, "train", n=20)["id"]) == list(rows["id"])
+    assert list(load_ability("counting", source, "train", n=20, seed=1)["id"]) != list(rows["id"])
+
+
+def test_other_columns_than_expected_are_named(tmp_path):
+    (tmp_path / "train" / "Counting").mkdir(parents=True)
+    datasets.Dataset.from_list([{"img": 1, "label": 2}]).to_parquet(tmp_path / "train" / "Counting" / "0.parquet")
+    with pytest.raises(ValueError, match="Expected the column `image`, got img, label"):
+        load_ability("counting", f"path:{tmp_path}")
+
+
+def test_builds_from_other_photos_do_not_mix(tmp_path):
+    red, blue = (Image.new("RGB", (32, 32), color) for color in ("red", "blue"))
+    options = {"n": 2, "image_size": 32, "splits": ["test"]}
+    build_dataset(tmp_path / "x", "mini", ["color"], photos=[red], **options)
+    build_dataset(tmp_path / "x", "mini", ["color"], photos=[red], **options)
+    with pytest.raises(ValueError, match="choose another folder"):
+        build_dataset(tmp_path / "x", "mini", ["color"], photos=[blue], **options)
+    with pytest.raises(ValueError, match="leave out `streaming`"):
+        build_dataset(tmp_path / "y", "mini", ["color"], streaming=True)
 
 
 def test_leak_check_finds_a_planted_copy_and_a_near_copy(tmp_path, capsys):

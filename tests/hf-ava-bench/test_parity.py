@@ -56,6 +56,23 @@ def test_unreadable_answers_vanish_from_the_mean():
     assert compute_score("counting", ["5", "many", None], ["4", "7", "3"]).value > released.value
 
 
+def test_white_space_of_texts_is_made_plain_by_the_package_that_is_called():
+    assert one("ocr", "two   words", "Two\twords") == 1
+
+
+def test_references_that_differ_are_judged_by_accident():
+    def released(ability, predictions, references):
+        return compute_score(ability, predictions, references, parity="ava-2026").values
+
+    assert released("ocr", ["abcd", "zzz", "zzz"], ["abcx", ["zzz", "yyy"], ["Zzz", "zzz"]]) == (0.75, 0.75, 1)
+    assert released("abs_depth", ["5 m", "9 m"], ["4 m", ["9 m", "8 m"]]) == (0.25, 0.25)
+    assert released("rel_depth", ["car"], [["car", "tree"]]) == (0,)
+    assert released("counting", ["4", "6"], ["4", ["5", "6"]]) == (0, 0.2)
+    for ability in ("ocr", "abs_depth", "counting"):
+        with pytest.raises(ValueError, match="stops at an item whose references differ"):
+            released(ability, ["1"], [["1", "2"]])
+
+
 @pytest.mark.parametrize("ability", ["emotion", "orientation", "recognition", "scene", "texture"])
 def test_abilities_without_a_released_evaluator_are_refused(ability):
     with pytest.raises(ValueError, match=f"No evaluator of '{ability}' was released"):

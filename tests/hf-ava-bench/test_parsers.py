@@ -37,6 +37,7 @@ from hf_ava_bench.resolvers import resolve_closer, resolve_direction, resolve_op
         ("4.25 meters", 4.25),
         ("\uff11\uff12", 12),  # full width
         ("many", None),
+        ("I have no idea how many", None),
         ("", None),
         (None, None),
         ("1e999", None),
@@ -59,7 +60,17 @@ def test_numbers_say_what_was_repaired_and_out_of_range():
 
 @pytest.mark.parametrize(
     ("text", "meters"),
-    [("18 meters", 18), ("18m", 18), ("250 cm", 2.5), ("1.2 km", 1200), ("10 feet", 3.048), ("3 to 5 m", 4), ("7", 7)],
+    [
+        ("18 meters", 18),
+        ("18m", 18),
+        ("250 cm", 2.5),
+        ("1.2 km", 1200),
+        ("10 feet", 3.048),
+        ("3 to 5 m", 4),
+        ("7", 7),
+        ("900 mm", 0.9),
+        ("2 miles", 3218.688),
+    ],
 )
 def test_lengths_are_converted(text, meters):
     assert parse_number(text, meters=True).value[0] == pytest.approx(meters)
@@ -74,6 +85,10 @@ def test_lengths_are_converted(text, meters):
         ("<box>(10,20),(30,40)</box>", (10, 20, 30, 40)),
         ('{"bbox_2d": [12, 34, 56, 78], "label": "cat"}', (12, 34, 56, 78)),
         ("x1=1, y1=2, x2=3, y2=4", (1, 2, 3, 4)),
+        ("x1=1, x2=3, y1=2, y2=4", (1, 2, 3, 4)),  # by name, not by place
+        ('{"x1": 1, "y1": 2, "x2": 3, "y2": 4}', (1, 2, 3, 4)),
+        ("{'ymin': 0.2, 'xmin': 0.1, 'ymax': 0.4, 'xmax': 0.3}", (0.1, 0.2, 0.3, 0.4)),
+        ("[1e-05, 0.2, 0.3, 4.5e-1]", (1e-05, 0.2, 0.3, 0.45)),
         ("<loc0000><loc0512><loc1023><loc0768>", (0.5, 0, 0.75, 1023 / 1024)),
         ("the 2 cats are at [1, 2, 3, 4]", (1, 2, 3, 4)),
         ("0.1-0.4 and 0.2-0.5", (0.1, 0.4, 0.2, 0.5)),  # hyphens are no minus signs
@@ -102,6 +117,8 @@ def test_boxes(text, value):
         ("#0f0", (0, 255, 0)),
         ("#C0FFEE.", (192, 255, 238)),
         ("It is navy.", (0, 0, 128)),
+        ("The color in the red box is navy", (0, 0, 128)),
+        ("light blue", (173, 216, 230)),
         ("lightgoldenrodyellow", (250, 250, 210)),
         ("[0.2, 0.4, 1.0]", (51, 102, 255)),
         ("[1, 0, 1]", (1, 0, 1)),  # no fraction: 8-bit values
@@ -155,6 +172,11 @@ def test_written_counts_are_read_back(count):
 @given(st.floats(0.01, 1000, allow_nan=False))
 def test_written_depths_are_read_back(depth):
     assert parse_number(f"{depth!r} meters", meters=True).value == (depth,)
+
+
+@given(st.lists(st.floats(0, 1, allow_nan=False), min_size=4, max_size=4))
+def test_lists_of_python_are_read_back(box):
+    assert parse_box(str(box)).value == tuple(box)
 
 
 @given(st.lists(st.floats(0, 1, allow_nan=False).map(lambda value: round(value, 4)), min_size=4, max_size=4))

@@ -55,6 +55,25 @@ def test_entries_may_name_their_abilities(tmp_path):
     ]
 
 
+def test_prompts_of_predictions_tell_what_is_asked_and_sources_are_told_apart(tmp_path):
+    prompt = "Which is closer, the car (red box) or the tree (blue box)?"
+    write_json(tmp_path / "p.json", [{"question_id": i, "prompt": prompt, "text": "red"} for i in (1, 2)])
+    truth = [{"question_id": 1, "text": "car", "dataset_type": "KITTI"}, {"question_id": 2, "text": "tree"}]
+    write_json(tmp_path / "t.json", truth)
+    (score,) = score_files(tmp_path / "p.json", tmp_path / "t.json", ability="rel_depth")["scores"]
+    assert score["value"] == 0.5
+    assert score["sources"]["KITTI"] == {"n": 1, "accuracy": 1.0}
+
+
+def test_a_result_without_any_answer_is_json_all_the_same(tmp_path, capsys):
+    write_json(tmp_path / "p.json", [{"id": 1, "text": "many", "answer": "4"}])
+    out = tmp_path / "r.json"
+    arguments = ["score", str(tmp_path / "p.json"), "--ability", "counting", "--unparsable", "skip"]
+    assert main([*arguments, "--values", "--out", str(out)]) == 0
+    assert json.loads(out.read_text(), parse_constant=pytest.fail)["scores"][0]["value"] is None
+    assert "mae_gt no answer counted" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

@@ -38,8 +38,10 @@ def test_counting_figures_by_hand():
     assert score.figures["exact_accuracy"] == 0.25
     assert score.figures["n_zero_gt"] == 1
     assert list(score.bins) == ["0_5", "5_10", "10_20"]
-    assert score.bins["0_5"] == {"n": 2, "mae_gt": pytest.approx(0.1)}
-    assert score.bins["10_20"] == {"n": 1, "mae_gt": 0.5}
+    low, high = score.bins["0_5"], score.bins["10_20"]
+    assert (low["n"], low["mae_gt"], low["mae"], low["exact_accuracy"]) == (2, pytest.approx(0.1), 0.5, 0.5)
+    assert (high["n"], high["mae_gt"], high["mae"], high["rmse"]) == (1, 0.5, 10, 10)
+    assert high["rmse_gt"] == pytest.approx(math.sqrt(5))
     assert compute_score("counting", ["1000"], ["4"], clip_rel=2.0).value == 2
 
 
@@ -72,7 +74,8 @@ def test_boxes_outside_are_clipped_and_counted_and_none_is_minus_one():
     score = compute_score("localization", ["[-0.2, 0, 1.2, 1]", "nowhere"], ["[0, 0, 1, 1]", "[0, 0, 1, 1]"])
     assert score.value == pytest.approx((1 - 1) / 2)
     assert score.n_out_of_range == 1
-    assert score.bins == {"0.5_1": {"n": 2, "giou": pytest.approx(0)}}
+    assert list(score.bins) == ["0.5_1"]
+    assert (score.bins["0.5_1"]["n"], score.bins["0.5_1"]["giou"]) == (2, pytest.approx(0))
 
 
 def test_unreadable_colors_are_charged_the_farthest_corner():
@@ -127,6 +130,29 @@ def test_orientation_has_a_confusion_matrix():
     assert score.figures["confusion"] == {"above": {"above": 1}, "left": {"left": 1, "right": 1}}
 
 
+@pytest.mark.parametrize("ability", ["orientation", "spatial"])
+def test_a_wrong_direction_is_no_repaired_one(ability):
+    score = compute_score(ability, ["right", "up", "it is to the left", "lower-left"], ["left", "up", "left", "left"])
+    assert score.n_repaired == 1  # a sentence around it
+
+
+def test_relative_depth_that_names_neither_thing_is_no_answer():
+    question = "Which is closer, the car (red box) or the tree (blue box)?"
+    score = compute_score("rel_depth", ["red or blue", "the house", "car"], ["car"] * 3, questions=[question] * 3)
+    assert (score.n_unparsable, score.value) == (2, pytest.approx(1 / 3))
+    unasked = compute_score("rel_depth", ["the house", "car", ""], ["car"] * 3)
+    assert (unasked.n_unparsable, unasked.value) == (1, pytest.approx(1 / 3))
+
+
+def test_means_of_each_source_and_results_without_nan():
+    score = compute_score("counting", ["5", "8", "many"], ["4", "4", "4"], sources=["LVIS", "CARPK", "LVIS"])
+    assert score.sources == {"CARPK": {"n": 1, "mae_gt": 1.0}, "LVIS": {"n": 2, "mae_gt": 0.625}}
+    nothing = compute_score("counting", ["many"], ["4"], unparsable="skip")
+    assert math.isnan(nothing.value)
+    assert nothing.to_dict(values=True)["value"] is None
+    assert nothing.to_dict(values=True)["values"] == [None]
+
+
 def test_relative_depth_reads_the_question():
     question = "Which is closer, the car (red box) or the tree (blue box)?"
     score = compute_score(
@@ -164,6 +190,8 @@ def test_a_perfect_model_is_perfect_and_a_silent_one_is_not_better(ability):
         ({"predictions": ["1"], "references": ["1"], "boundary": "open"}, "strict or inclusive"),
         ({"predictions": ["1"], "references": ["1"], "prefer": "both"}, "text or index"),
         ({"predictions": ["1"], "references": ["1"], "parity": "ava-2025"}, "'ava-2026' or None"),
+        ({"predictions": ["1"], "references": ["1"], "clip_rel": 0}, "`clip_rel` must be positive"),
+        ({"predictions": ["1"], "references": ["1"], "sources": []}, "Expected 1 sources"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -175,3 +203,18 @@ def test_bad_input_gives_one_clear_error(arguments, message):
 def test_typed_predictions_are_refused():
     with pytest.raises(TypeError, match=r"got 5 at position 0; pass str"):
         compute_score("counting", [5], ["5"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"predictions": "5", "references": ["5"]}, "Expected a list of texts as `predictions`"),
+        ({"predictions": ["5"], "references": [5]}, "as every reference, got 5 at position 0"),
+        ({"predictions": ["5"], "references": [[]]}, r"as every reference, got \[\] at position 0"),
+        ({"predictions": ["5"], "references": ["5"], "options": ["5"]}, "as the options of an item, got '5'"),
+    ],
+    ids=range(4),
+)
+def test_wrong_types_are_named(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        compute_score("counting", **arguments)

@@ -1,5 +1,6 @@
 """A folder of Parquet files that `datasets.load_dataset` reads, checked row by row as it is written."""
 
+import hashlib
 import io
 import json
 from collections import Counter
@@ -12,7 +13,7 @@ from datasets.utils import tqdm
 from PIL import Image, UnidentifiedImageError
 
 from hf_ava_bench.abilities import ABILITIES, Ability, find_ability
-from hf_ava_bench.data import HUB_ID, bin_of, hash_image, load_ability
+from hf_ava_bench.data import HUB_ID, bin_of, hash_image, load_ability, read_image
 from hf_ava_bench.files import hash_file, write_text
 from hf_ava_bench.formats import read_json, write_json
 from hf_ava_bench.licences import licence_table
@@ -65,7 +66,11 @@ def build_dataset(
     folder = Path(out)
     names = [find_ability(name).id for name in abilities or ABILITIES]
     path = folder / MANIFEST
-    request = {"source": source, **{key: value for key, value in sorted(options.items()) if key != "photos"}}
+    if options.get("streaming"):
+        raise ValueError("A build reads all rows of a part: leave out `streaming`.")
+    request = {"source": source, **dict(sorted(options.items()))}
+    if request.get("photos") is not None:
+        request["photos"] = _hash_photos(options["photos"])
     manifest: dict[str, Any] = (
         read_json(path) if path.exists() else {"schema": MANIFEST_SCHEMA, "request": request, "parts": {}}
     )
@@ -78,11 +83,18 @@ def build_dataset(
         done = manifest["parts"].get(part)
         if done and (folder / part).exists() and hash_file(folder / part) == done["sha256"]:
             continue
-        table = load_ability(name, source, split, **options)
+        table = load_ability(name, source, split, strict=False, **options)
         manifest["parts"][part] = _write_part(table, ability, folder / part, skip_bad_rows)
         write_json(path, manifest)
     write_text(folder / "README.md", _card(manifest))
     return folder
+
+
+def _hash_photos(photos: Sequence[Image.Image]) -> str:
+    digest = hashlib.sha256()
+    for photo in photos:
+        digest.update(repr(photo.size).encode() + photo.convert("RGB").tobytes())
+    return digest.hexdigest()
 
 
 def _write_part(table: Any, ability: Ability, path: Path, skip_bad_rows: bool) -> dict[str, Any]:
@@ -118,14 +130,16 @@ def _write_part(table: Any, ability: Ability, path: Path, skip_bad_rows: bool) -
 
 def check_item(row: Any, ability: Ability, seen: set[tuple[str, str]]) -> str | None:
     """Returns what is wrong with an item, or None; `seen` collects images with their questions."""
+    if problem := json.loads(row["meta"]).get("problem"):
+        return f"it cannot be read: {problem}"
     pair = (hash_image(row["image"]), row["question"])
     if pair in seen:
         return "its image comes with the same question twice"
     seen.add(pair)
     try:
-        with Image.open(io.BytesIO(row["image"]["bytes"])) as image:
+        with Image.open(io.BytesIO(read_image(row["image"]))) as image:
             image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         return f"its image cannot be decoded ({error})"
     box = row["answer_struct"]["box"]
     if ability.answer == "box" and not all(0 <= value <= 1 for value in box):
@@ -142,13 +156,14 @@ def _card(manifest: dict[str, Any]) -> str:
     configs: dict[str, list[str]] = {}
     for part in manifest["parts"]:
         configs.setdefault(part.partition("/")[0], []).append(part)
-    lines = ["---", "configs:"]
+    synthetic = manifest["request"]["source"] == "mini"
+    # One licence cannot stand for what many sources allow.
+    lines = ["---", f"license: {'apache-2.0' if synthetic else 'other'}", "configs:"]
     for name, parts in sorted(configs.items()):
         lines += [f"- config_name: {name}", "  data_files:"]
         for part in sorted(parts):
             split = part.partition("/")[2].partition("-")[0]
             lines += [f"  - split: {split}", f"    path: {part}"]
-    synthetic = manifest["request"]["source"] == "mini"
     tags = ["tags:", "- ava-bench", *(["- synthetic"] if synthetic else [])]
     origin = "mini-AVA, synthetic: it says nothing about photos" if synthetic else f"{HUB_ID} (arXiv 2506.09082)"
     lines += [*tags, "---", "", "# AVA-Bench items", "", f"Made by `hf-ava-bench build` from {origin}.", ""]

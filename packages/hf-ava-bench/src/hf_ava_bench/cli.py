@@ -120,8 +120,9 @@ def _score(args: argparse.Namespace) -> None:
         write_json(args.out, result)
         _print(f"{Path(args.out)}")
     for score in result["scores"]:
+        value = "no answer counted" if score["value"] is None else f"{score['value']:.4f}"
         _print(
-            f"{score['ability']}: {score['metric']} {score['value']:.4f} "
+            f"{score['ability']}: {score['metric']} {value} "
             f"({'higher' if score['higher_is_better'] else 'lower'} is better; n {score['n']}, "
             f"coverage {score['coverage']:.1%}, unparsable {score['n_unparsable']}, missing {score['n_missing']})"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 
 from hf_ava_bench import mini
 from hf_ava_bench.abilities import Ability, find_ability
@@ -34,6 +35,7 @@ def load_ability(
     n: int | None = None,
     image_size: int = 96,
     photos: Any = None,
+    strict: bool = True,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Returns the items of one ability, from any source in the columns of `hf_ava_bench.schema.FEATURES`.
 
@@ -51,9 +53,14 @@ def load_ability(
         holdout (`float`, defaults to 0.2): share of the images that is held out.
         seed (`int`, defaults to 0): seed of the hold-out, and of rendered items.
         streaming (`bool`, defaults to `False`): whether to read rows as they are asked for; not of a hold-out.
-        n (`int`, *optional*): number of rendered items, or the most to take of others.
+        n (`int`, *optional*):
+            Number of rendered items; of others the most to take, drawn by the seed, since files may be sorted (the
+            first ones if `streaming`).
         image_size (`int`, defaults to 96): size of rendered images in pixels.
         photos (sequence of images, *optional*): backgrounds of rendered items.
+        strict (`bool`, defaults to `True`):
+            Whether an answer that cannot be read is an error; else such a row stays, with an empty `answer_struct` and
+            the `problem` in its `meta`, for whoever checks the rows.
 
     Returns:
         `datasets.Dataset`, or `datasets.IterableDataset` if `streaming`.
@@ -84,15 +91,16 @@ def load_ability(
         raise ValueError(f'`source` must be "hub", "mini" or "path:DIR", got {source!r}.')
     folder = None if source == "hub" else Path(source.removeprefix("path:"))
     raw, held_out = _read(known, folder, split, streaming)
-    if isinstance(raw, datasets.IterableDataset):
+    table = raw if "answer_struct" in (raw.features or ()) else _convert(raw, known, strict)
+    if isinstance(table, datasets.IterableDataset):
         if held_out:
             raise ValueError(f"{source!r} has no test split, and a hold-out needs all rows: leave out `streaming`.")
-        table = raw if "answer_struct" in (raw.features or ()) else _convert(raw, known)
         return table if n is None else table.take(n)
-    table = raw if "answer_struct" in raw.features else _convert(raw, known)
     if held_out:
         table = _hold_out(table, known, split, holdout, seed)
-    return table if n is None else table.select(range(min(n, len(table))))
+    if n is None or n >= len(table):
+        return table
+    return table.select(np.sort(np.random.default_rng(seed).choice(len(table), n, replace=False)))
 
 
 def _read(ability: Ability, folder: Path | None, split: str, streaming: bool) -> tuple[Any, bool]:
@@ -142,6 +150,11 @@ def _read_json(ability: Ability, folder: Path, split: str) -> tuple[datasets.Dat
             if not truth.exists():
                 raise ValueError(f"Expected the answers to {test} in {truth}, which is missing.")
             golds = read_entries(truth)
+            questions = read_entries(test)
+            if unanswered := [key for key in questions if key not in golds]:
+                raise ValueError(
+                    f"{len(unanswered)} questions of {test} have no answer in {truth}, first {unanswered[0]!r}."
+                )
             rows = [
                 {
                     "id": key,
@@ -150,7 +163,7 @@ def _read_json(ability: Ability, folder: Path, split: str) -> tuple[datasets.Dat
                     "answer": answers_of(golds[key])[0],
                     "source": entry.get("category", ""),
                 }
-                for key, entry in read_entries(test).items()
+                for key, entry in questions.items()
             ]
             return _json_table(rows, folder, root), False
     return None
@@ -175,32 +188,44 @@ def _json_table(rows: list[dict[str, Any]], folder: Path, root: Path) -> dataset
     return table.cast_column("image", datasets.Image(decode=False))
 
 
-def _convert(raw: Any, ability: Ability) -> Any:
+def _convert(raw: Any, ability: Ability, strict: bool) -> Any:
     """Returns released rows as items; the bytes of the images stay as they are."""
+    if "image" not in (raw.features or raw.column_names):
+        raise ValueError(f"Expected the column `image`, got {', '.join(raw.features or raw.column_names)}.")
     raw = raw.cast_column("image", datasets.Image(decode=False))
     columns = list(raw.features or raw.column_names)
-    convert = partial(_to_item, ability=ability)
+    if "conversations" not in columns and not {"question", "answer"} <= set(columns):
+        raise ValueError(f"Expected the column `conversations`, or `question` and `answer`, got {', '.join(columns)}.")
+    convert = partial(_to_item, ability=ability, strict=strict)
     options = {} if isinstance(raw, datasets.IterableDataset) else {"desc": f"AVA-Bench {ability.id}"}
     dropped = [column for column in columns if column not in FEATURES]
     return raw.map(convert, with_indices=True, features=FEATURES, remove_columns=dropped, **options)
 
 
-def _to_item(row: Mapping[str, Any], index: int, ability: Ability) -> dict[str, Any]:
-    if row.get("question") is not None:
-        question, answer = row["question"], row["answer"]
-    else:
-        question, answer = split_conversation(row["conversations"])
+def _to_item(row: Mapping[str, Any], index: int, ability: Ability, strict: bool) -> dict[str, Any]:
+    name = str(row.get("id") or f"{ability.hub_name}_{index:08d}")
+    question, answer, struct, problem = "", "", build_struct("text", None), {}
+    try:
+        if row.get("question") is not None:
+            question, answer = row["question"], str(row["answer"])
+        else:
+            question, answer = split_conversation(row["conversations"] or ())
+        struct = parse_answer(ability, answer)
+    except ValueError as error:
+        if strict:
+            raise ValueError(f"Item {name!r} of {ability.id!r} cannot be read: {error}") from error
+        problem = {"problem": str(error)}
     known = {"id", "image", "question", "answer", "conversations", "source", "dataset_type"}
-    rest = {key: value for key, value in row.items() if key not in known and value is not None}
+    rest = {key: value for key, value in row.items() if key not in known and value is not None} | problem
     return {
-        "id": str(row.get("id") or f"{ability.hub_name}_{index:08d}"),
+        "id": name,
         "image": row["image"],
         "question": question,
         "answer": answer,
         "ability": ability.id,
         "source": str(row.get("source") or row.get("dataset_type") or ""),
         "options": [],
-        "answer_struct": parse_answer(ability, answer),
+        "answer_struct": struct,
         "meta": json.dumps({"synthetic": False, **rest}, sort_keys=True, default=str),
     }
 
@@ -225,6 +250,8 @@ def parse_answer(ability: Ability, answer: str) -> dict[str, Any]:
 
 def bin_of(ability: Ability, struct: Mapping[str, Any]) -> str:
     """Returns the bin of a true answer, within which hold-outs and counts are made."""
+    if all(value is None for value in struct.values()):
+        return "unreadable"
     if ability.answer == "number":
         return next(name for name, high in BINS.items() if struct["number"] <= high)
     if ability.answer == "box":
@@ -257,7 +284,12 @@ def _mark_holdout(row: dict[str, Any]) -> dict[str, str]:
     return {"meta": json.dumps({**json.loads(row["meta"]), "split_origin": HOLDOUT}, sort_keys=True)}
 
 
+def read_image(image: Mapping[str, Any]) -> bytes:
+    """Returns the stored bytes of an image column read with `decode=False`."""
+    data: bytes = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+    return data
+
+
 def hash_image(image: Mapping[str, Any]) -> str:
     """Returns the sha256 of the stored bytes of an image column read with `decode=False`."""
-    data = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(read_image(image)).hexdigest()

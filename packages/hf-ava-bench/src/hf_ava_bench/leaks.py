@@ -1,16 +1,17 @@
 """Images that stand on both sides of a split, byte by byte or nearly."""
 
+import hashlib
 import io
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 import numpy as np
 import numpy.typing as npt
+from datasets.utils import tqdm
 from PIL import Image
 
-from hf_ava_bench.data import hash_image
+from hf_ava_bench.data import read_image
 
 
 class Leak(NamedTuple):
@@ -31,12 +32,11 @@ def _difference_hash(image: Image.Image) -> int:
 
 def _hashes(table: datasets.Dataset) -> tuple[list[str], list[str], npt.NDArray[np.uint64]]:
     ids, digests, bits = [], [], []
-    for row in table.cast_column("image", datasets.Image(decode=False)):
-        data: Any = row["image"]["bytes"]
-        if data is None:
-            data = Path(row["image"]["path"]).read_bytes()
+    stored = table.select_columns(["id", "image"]).cast_column("image", datasets.Image(decode=False))
+    for row in tqdm(stored, desc="hashing images", unit="image"):
+        data = read_image(row["image"])
         ids.append(row["id"])
-        digests.append(hash_image(row["image"]))
+        digests.append(hashlib.sha256(data).hexdigest())
         with Image.open(io.BytesIO(data)) as image:
             bits.append(_difference_hash(image))
     return ids, digests, np.array(bits, dtype=np.uint64)

@@ -80,7 +80,8 @@ def _color(prediction: str, reference: str) -> float | None:
 
 
 def _text(prediction: str, reference: str) -> float:
-    p, g = (value.replace("\n", " ").replace("\t", " ").strip().lower() for value in (prediction, reference))
+    """White space is made plain by the package `anls` that the script calls."""
+    p, g = (" ".join(value.lower().split()) for value in (prediction, reference))
     return anls(p, [g])
 
 
@@ -148,12 +149,51 @@ RELEASED: Mapping[str, Callable[[str, str], float | None]] = {
 
 
 def score_as_released(
-    ability: str, predictions: Sequence[str | None], references: Sequence[str]
+    ability: str, predictions: Sequence[str | None], references: Sequence[Sequence[str]]
 ) -> list[float | None]:
     """Returns the value of each item, None where the released script leaves it out; a missing answer is left out.
 
     Raises:
         ZeroDivisionError: for a true count or depth of 0, as the released scripts do.
+        ValueError: where the released script stops, see `_judge_disagreeing`.
     """
     evaluate = RELEASED[ability]
-    return [None if p is None else evaluate(p, g) for p, g in zip(predictions, references, strict=True)]
+    values: list[float | None] = []
+    earlier: list[float | None] = []
+    for p, texts in zip(predictions, references, strict=True):
+        if p is None:
+            values.append(None)
+            continue
+        agree = not _disagree(ability, texts)
+        earlier.append(evaluate(p, texts[0]) if agree else _judge_disagreeing(ability, p, texts[0], earlier))
+        values.append(earlier[-1])
+    return values
+
+
+def _disagree(ability: str, references: Sequence[str]) -> bool:
+    plain = {text.replace("\n", " ").replace("\t", " ").strip() for text in references}
+    return len({text.lower() for text in plain} if ability == "ocr" else plain) > 1
+
+
+def _judge_disagreeing(ability: str, prediction: str, reference: str, earlier: Sequence[float | None]) -> float | None:
+    """Returns the value of an item whose references differ, which the scripts do not expect.
+
+    Texts and depths get the value of the item before, and the script stops where there is none. Counts are compared
+    as they are, without cleaning. A relative depth is wrong. Other scripts look at the first reference.
+    """
+    if ability in ("ocr", "abs_depth", "counting") and (
+        not earlier or (earlier[-1] is None and ability != "counting")
+    ):
+        raise ValueError(
+            f"The released evaluator of {ability!r} stops at an item whose references differ, here {reference!r} and "
+            "others, if it read nothing before."
+        )
+    if ability in ("ocr", "abs_depth"):
+        return earlier[-1]
+    if ability == "counting":
+        try:
+            p, g = int(prediction.strip()), int(reference.strip())
+        except ValueError:
+            return None
+        return abs(p - g) / g
+    return 0.0 if ability == "rel_depth" else RELEASED[ability](prediction, reference)

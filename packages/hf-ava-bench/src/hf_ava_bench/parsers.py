@@ -36,9 +36,13 @@ _RANGE = re.compile(
 _LEAD = re.compile(r"(?:\b(?:is|are|about)\b|[=:])")
 _UNITS = {
     **dict.fromkeys(("m", "meter", "meters", "metre", "metres"), 1.0),
+    **dict.fromkeys(("mm", "millimeter", "millimeters", "millimetre", "millimetres"), 0.001),
     **dict.fromkeys(("cm", "centimeter", "centimeters", "centimetre", "centimetres"), 0.01),
     **dict.fromkeys(("km", "kilometer", "kilometers", "kilometre", "kilometres"), 1000.0),
     **dict.fromkeys(("ft", "foot", "feet"), 0.3048),
+    **dict.fromkeys(("inch", "inches"), 0.0254),
+    **dict.fromkeys(("yard", "yards"), 0.9144),
+    **dict.fromkeys(("mile", "miles"), 1609.344),
 }
 _UNIT = re.compile(r"\s?([a-z]+)\b")
 
@@ -64,7 +68,7 @@ _WORDS = {
     },
 }
 _WORD = re.compile(r"\b(?:" + "|".join(sorted(_WORDS, key=len, reverse=True)) + r")\b")
-_NONE = re.compile(r"\b(?:none|no|nothing)\b")
+_NONE = re.compile(r"\b(?:none|nothing|no(?! (?:idea|clue|answer|way|information)\b))\b")
 
 
 def _clean(text: object) -> str:
@@ -82,9 +86,9 @@ def parse_number(text: object, *, meters: bool = False) -> Parsed:
     """Returns the number that an answer gives, as a tuple of one.
 
     Thousands separators, exponents, number words up to a hundred ("a dozen", "none") are understood; with `meters`
-    lengths in m, cm, km and feet are converted. A range ("5-7", "5 to 7", "between 5 and 7") gives its midpoint, of
-    several numbers the one after "is", "are", "about", "=" or ":" counts, else the first; both are repairs. A negative
-    number is out of range and gives 0.
+    lengths in mm, cm, km, inches, feet, yards and miles are converted. A range ("5-7", "5 to 7", "between 5 and 7")
+    gives its midpoint, of several numbers the one after "is", "are", "about", "=" or ":" counts, else the first; both
+    are repairs. A negative number is out of range and gives 0.
 
     Args:
         text (`str` or None): the answer.
@@ -126,19 +130,20 @@ def parse_number(text: object, *, meters: bool = False) -> Parsed:
     return Parsed((max(value, 0.0),), repaired, out_of_range=value < 0)
 
 
-_PLAIN = re.compile(r"(?<![\w.)\]])-?(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)")
+_FLOAT = r"(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:e[+-]?[0-9]{1,3})?"
+_PLAIN = re.compile(rf"(?<![\w.)\]])-?{_FLOAT}|{_FLOAT}")
 _BRACKETS = re.compile(r"[\[(<{]([^\[\](){}<>]*)[\])>}]")
 _TOKEN = re.compile(r"<loc([0-9]{1,4})>")
-_NAMED = re.compile(r"\b[xy][12]\s?[=:]\s?(-?[0-9.]+)")
+_NAMED = re.compile(rf"\b([xy])_?(?:(1|min)|2|max)[\"']?\s?[=:]\s?(-?{_FLOAT})")
 _BOX_TAG = re.compile(r"<box>(.*?)</box>")
 
 
 def parse_box(text: object) -> Parsed:
     """Returns the four numbers of a box as they are written, `x1, y1, x2, y2`; [`convert_boxes`] knows their unit.
 
-    Understood are four numbers in the first bracket pair that has them, `x1=...` lists, `{"bbox_2d": [...]}`,
-    `<box>(a,b),(c,d)</box>`, four `<loc0000>` tokens (y first, of 1024, given as shares of one), and else the first
-    four numbers of the text, which is a repair.
+    Understood are four numbers in the first bracket pair that has them, four sides by name in any order (`x1=...`,
+    `"ymax": ...`), `{"bbox_2d": [...]}`, `<box>(a,b),(c,d)</box>`, four `<loc0000>` tokens (y first, of 1024, given as
+    shares of one), and else the first four numbers of the text, which is a repair.
 
     Example:
 
@@ -158,10 +163,11 @@ def parse_box(text: object) -> Parsed:
     if len(tokens) == 4:
         top, left, bottom, right = tokens
         return Parsed((left, top, right, bottom))
+    named = {(axis, bool(low)): value for axis, low, value in _NAMED.findall(plain)}
+    if len(named) == 4:
+        return _finite([float(named[axis, low]) for low in (True, False) for axis in "xy"], repaired=False)
     tag = _BOX_TAG.search(plain)
-    named = _NAMED.findall(plain)
-    inside = [tag[1]] if tag else [" ".join(named)] if len(named) == 4 else _BRACKETS.findall(plain)
-    for part in inside:
+    for part in [tag[1]] if tag else _BRACKETS.findall(plain):
         numbers = _PLAIN.findall(part)
         if len(numbers) >= 4:
             return _finite([float(value) for value in numbers[:4]], repaired=len(numbers) > 4)
@@ -174,21 +180,26 @@ def _finite(values: list[float], repaired: bool, out_of_range: bool = False) -> 
 
 
 _HEX = re.compile(r"#([0-9a-f]{6}|[0-9a-f]{3})\b")
-_COLOR_NAMES = re.compile(r"\b(?:" + "|".join(sorted(ImageColor.colormap, key=len, reverse=True)) + r")\b")
+_TWO_WORDS = re.compile("^(light|dark|medium|pale|deep|hot)(?=.)")
+_CSS = [_TWO_WORDS.sub(r"\1 ?", name) for name in sorted(ImageColor.colormap, key=len, reverse=True)]
+_COLOR_NAMES = re.compile(rf"\b(?:{'|'.join(_CSS)})\b")
+# Boxes are drawn into the images, and answers speak of them: they are not the color asked about.
+_DRAWN = re.compile(r"\b(?:red|blue)(?: bounding)? (?:box|rectangle|frame)\b")
 
 
 def parse_rgb(text: object) -> Parsed:
     """Returns red, green and blue in [0, 255].
 
-    Understood are three numbers, `rgb(...)`, `#rrggbb`, and the names of CSS. Numbers all within [0, 1], one of them
-    with a fraction, are shares of one (a repair). Other values are clipped (out of range).
+    Understood are three numbers, `rgb(...)`, `#rrggbb`, and the names of CSS (the first one; a red or blue box is none).
+    Numbers all within [0, 1], one of them with a fraction, are shares of one (a repair). Other values are clipped (out
+    of range).
 
     Example:
 
     ```python
     >>> from hf_ava_bench.parsers import parse_rgb
-    >>> parse_rgb("[35, 56, 77]").value, parse_rgb("#ff8000").value, parse_rgb("dark red: crimson").value
-    ((35.0, 56.0, 77.0), (255.0, 128.0, 0.0), (255.0, 0.0, 0.0))
+    >>> parse_rgb("[35, 56, 77]").value, parse_rgb("#ff8000").value, parse_rgb("dark red").value
+    ((35.0, 56.0, 77.0), (255.0, 128.0, 0.0), (139.0, 0.0, 0.0))
     >>> parse_rgb("(0.5, 1, 0)"), parse_rgb("300, 0, 0").out_of_range
     (Parsed(value=(127.5, 255.0, 0.0), repaired=True, out_of_range=False), True)
 
@@ -209,8 +220,8 @@ def parse_rgb(text: object) -> Parsed:
             return _finite([255 * value for value in values], repaired=True)
         clipped = [min(max(value, 0.0), 255.0) for value in values]
         return _finite(clipped, repaired=len(numbers) > 3, out_of_range=clipped != values)
-    name = _COLOR_NAMES.search(plain)
+    name = _COLOR_NAMES.search(_DRAWN.sub("", plain))
     if name is None:
         return NOTHING
-    red, green, blue = ImageColor.getrgb(name[0])[:3]
+    red, green, blue = ImageColor.getrgb(name[0].replace(" ", ""))[:3]
     return Parsed((float(red), float(green), float(blue)), repaired=plain != name[0])

@@ -102,6 +102,7 @@ def resolve_option(text: object, options: Sequence[str], *, prefer: str = "text"
     return Resolved(by_index if prefer == "index" else by_text, repaired=by_index != by_text)
 
 
+@lru_cache(maxsize=65_536)
 def _bare(option: str) -> str:
     """Returns an option without a number of its own, as it is compared."""
     index, rest = split_index(option)
@@ -168,6 +169,11 @@ def resolve_direction(text: object) -> Direction | None:
             return None
         axes[axis] = value
     return (axes[0], axes[1], axes[2]) if axes != ["none"] * 3 else None
+
+
+def is_plain_direction(text: str) -> bool:
+    """Returns whether a text is words of directions and nothing else."""
+    return all(word in _AXES for word in normalize(text).split())
 
 
 _MENTION = r"(?:the |a |an )?([\w' -]{1,60}?)\s*(?:\((?:in (?:the )?)?%s\b|in (?:the|a) %s\b|,? (?:marked )?%s box)"

@@ -8,7 +8,7 @@ from typing import Any
 from hf_ava_bench.abilities import find_ability
 from hf_ava_bench.files import hash_file
 from hf_ava_bench.formats import Entry, answers_of, prediction_of, read_entries
-from hf_ava_bench.scoring import compute_score
+from hf_ava_bench.scoring import Score, compute_score
 
 SCHEMA = "hf-ava-bench/result/1"
 LIBRARIES = ("hf-ava-bench", "numpy", "datasets", "evaluate", "pillow")
@@ -29,7 +29,8 @@ def score_files(
             JSON or JSON lines in the released form: entries with `question_id` (or `id`) and `text` (or `prediction`).
         ground_truth (`str` or `Path`, *optional*):
             Entries with the same ids and `answer`, `answers` or `text`; may also hold `question`, `options`,
-            `image_size` and `ability`. Without it each prediction holds its own `answer`.
+            `image_size`, `source` (or `dataset_type`) and `ability`. Without it each prediction holds its own
+            `answer`.
         ability (`str`, *optional*): the ability of all entries, where they do not name it themselves.
         values (`bool`, defaults to `False`): whether to keep the metric of each item.
         **options: passed to [`compute_score`].
@@ -86,13 +87,18 @@ def _score_group(
     truth: Mapping[str, Entry],
     in_one_file: bool,
     options: Mapping[str, Any],
-) -> Any:
+) -> Score:
     entries = [truth[key] for key in keys]
     # In a file of predictions `text` is what the model wrote; the answer has to come under another name.
     golds = [answers_of({k: v for k, v in e.items() if not in_one_file or k != "text"}) for e in entries]
     extras: dict[str, Any] = {}
-    if any(e.get("question") or e.get("prompt") for e in entries):
-        extras["questions"] = [str(e.get("question") or e.get("prompt") or "") for e in entries]
+    # Released predictions hold the question as their prompt, where the file of answers has none.
+    asked = [{**answered.get(key, {}), **e} for key, e in zip(keys, entries, strict=True)]
+    if any(e.get("question") or e.get("prompt") for e in asked):
+        extras["questions"] = [str(e.get("question") or e.get("prompt") or "") for e in asked]
+    sources = [str(e.get("source") or e.get("dataset_type") or "") for e in entries]
+    if any(sources):
+        extras["sources"] = sources
     if any(e.get("options") for e in entries):
         extras["options"] = [list(e.get("options") or []) for e in entries]
     if all(e.get("image_size") for e in entries):

@@ -1,5 +1,6 @@
 """From predictions and references of one ability to a score that hides nothing."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -35,7 +36,8 @@ class Score:
             out of the mean, as the released evaluators do.
         charged (`str`): what `"worst"` charges.
         figures (`dict`): further figures of the ability.
-        bins (`dict`): bin of the truth -> number of items and headline metric.
+        bins (`dict`): bin of the truth -> number of items, headline metric, and figures of the ability.
+        sources (`dict`): data set that items come from -> number of items and headline metric, where it is known.
         parity (`str` or None): `"ava-2026"` where the value is that of the released evaluator, faults included.
         values (`tuple[float, ...]`): the metric of each item, in the order of the references.
 
@@ -62,15 +64,21 @@ class Score:
     policy: str
     charged: str
     figures: dict[str, Any] = field(default_factory=dict)
-    bins: dict[str, dict[str, float]] = field(default_factory=dict)
+    bins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
     parity: str | None = None
     values: tuple[float, ...] = field(default=(), repr=False)
 
     def to_dict(self, *, values: bool = False) -> dict[str, Any]:
-        """Returns the score as plain JSON types, without the metric of each item unless asked."""
-        result = asdict(self)
-        result["values"] = list(self.values)
-        return result if values else {key: value for key, value in result.items() if key != "values"}
+        """Returns the score as plain JSON types, without the metric of each item unless asked.
+
+        Where nothing was counted there is no mean: None stands for it.
+        """
+        result = {key: value for key, value in asdict(self).items() if key != "values"}
+        result["value"] = None if math.isnan(self.value) else self.value
+        if values:
+            result["values"] = [None if math.isnan(value) else value for value in self.values]
+        return result
 
 
 def compute_score(
@@ -81,6 +89,7 @@ def compute_score(
     questions: Sequence[str] | None = None,
     options: Sequence[Sequence[str]] | None = None,
     image_sizes: Sequence[Sequence[int]] | None = None,
+    sources: Sequence[str] | None = None,
     unparsable: Policy = "worst",
     coords: str = "auto",
     boundary: Literal["strict", "inclusive"] = "strict",
@@ -99,6 +108,7 @@ def compute_score(
         questions (sequence of `str`, *optional*): for `rel_depth`, whose answers name things of the question.
         options (sequence of sequences of `str`, *optional*): closed sets of answers.
         image_sizes (sequence of `(width, height)`, *optional*): for boxes in pixels.
+        sources (sequence of `str`, *optional*): the data set of each item, for a mean of each.
         unparsable (`str`, defaults to `"worst"`):
             `"worst"` charges a fixed bad value, `"skip"` leaves such items out, `"raise"` raises at the first.
         coords (`str`, defaults to `"auto"`):
@@ -132,6 +142,11 @@ def compute_score(
         raise ValueError(f"`boundary` must be strict or inclusive, got {boundary!r}.")
     if prefer not in ("text", "index"):
         raise ValueError(f"`prefer` must be text or index, got {prefer!r}.")
+    if clip_rel is not None and not clip_rel > 0:
+        raise ValueError(f"`clip_rel` must be positive, got {clip_rel}.")
+    for name, given in (("predictions", predictions), ("references", references)):
+        if isinstance(given, str):
+            raise TypeError(f"Expected a list of texts as `{name}`, got the text {given!r}.")
     items = Items(
         ability=known,
         predictions=list(predictions),
@@ -139,23 +154,24 @@ def compute_score(
         questions=questions,
         options=options,
         image_sizes=image_sizes,
+        sources=sources,
         coords=coords,
         inclusive=boundary == "inclusive",
         prefer=prefer,
         clip_rel=clip_rel,
     )
-    _check_lengths(items)
+    _check_items(items)
     if parity is not None:
         return _released(items, parity)
     scored = SCORERS[known.answer](items)
     return _summarize(items, scored, unparsable)
 
 
-def _check_lengths(items: Items) -> None:
+def _check_items(items: Items) -> None:
     n = len(items.references)
     if n == 0:
         raise ValueError("Expected at least one reference, got none.")
-    for name in ("predictions", "questions", "options", "image_sizes"):
+    for name in ("predictions", "questions", "options", "image_sizes", "sources"):
         given = getattr(items, name)
         if given is not None and len(given) != n:
             raise ValueError(f"Expected {n} {name}, one for each reference, got {len(given)}.")
@@ -165,6 +181,15 @@ def _check_lengths(items: Items) -> None:
                 f"Expected the text that the model wrote, or None, got {prediction!r} at position {index}; "
                 "pass str(...) of typed values."
             )
+    for index, reference in enumerate(items.references):
+        texts = [reference] if isinstance(reference, str) else reference
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(text, str) for text in texts):
+            raise TypeError(
+                f"Expected a text, or a list of texts, as every reference, got {reference!r} at position {index}."
+            )
+    for index, names in enumerate(items.options or ()):
+        if isinstance(names, str):
+            raise TypeError(f"Expected a list of texts as the options of an item, got {names!r} at position {index}.")
 
 
 def _summarize(items: Items, scored: Scored, unparsable: Policy) -> Score:
@@ -193,17 +218,25 @@ def _summarize(items: Items, scored: Scored, unparsable: Policy) -> Score:
         charged=scored.charged,
         figures=figures,
         bins=_bin_table(scored, counted, items.ability),
+        sources=_table(items.sources or (), scored, counted, items.ability),
         values=tuple(values.tolist()),
     )
 
 
-def _bin_table(scored: Scored, counted: Flags, ability: Ability) -> dict[str, dict[str, float]]:
+def _bin_table(scored: Scored, counted: Flags, ability: Ability) -> dict[str, dict[str, Any]]:
+    table = _table(scored.groups, scored, counted, ability)
+    if ability.answer == "class":
+        return table
     groups = np.array(scored.groups)
-    if not len(groups):
-        return {}
+    return {name: {**figures, **scored.summary((groups == name) & counted)} for name, figures in table.items()}
+
+
+def _table(groups: Sequence[str], scored: Scored, counted: Flags, ability: Ability) -> dict[str, dict[str, Any]]:
+    """Returns number and mean metric of the items of each group that count."""
+    names = np.array(groups)
     table = {}
-    for name in dict.fromkeys(sorted(scored.groups, key=_bin_order)):
-        chosen = (groups == name) & counted
+    for name in sorted(set(groups), key=_bin_order):
+        chosen = (names == name) & counted
         if chosen.any():
             table[name] = {"n": int(chosen.sum()), ability.metric: float(scored.values[chosen].mean())}
     return table
@@ -222,7 +255,8 @@ def _released(items: Items, parity: str) -> Score:
         raise ValueError(
             f"No evaluator of {items.ability.id!r} was released; there are those of {', '.join(sorted(RELEASED))}."
         )
-    values = score_as_released(items.ability.id, items.predictions, items.first_references())
+    references = [[text] if isinstance(text, str) else list(text) for text in items.references]
+    values = score_as_released(items.ability.id, items.predictions, references)
     kept = [value for value in values if value is not None]
     return Score(
         ability=items.ability.id,

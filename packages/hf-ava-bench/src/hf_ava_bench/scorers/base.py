@@ -26,6 +26,7 @@ class Items:
     image_sizes: Sequence[Sequence[int]] | None = None
     coords: str = "auto"
     inclusive: bool = False
+    sources: Sequence[str] | None = None
     prefer: str = "text"
     clip_rel: float | None = None
 
@@ -39,7 +40,8 @@ class Scored:
     """What a scorer found, with one entry for each reference.
 
     `values` is the metric of each item; where nothing could be read it is what is charged for that. `summary` makes
-    further figures from a choice of items, `groups` names the bin of each.
+    further figures from a choice of items, `groups` names the bin of each. Figures are made for each bin too, unless
+    bins are classes.
     """
 
     values: Array

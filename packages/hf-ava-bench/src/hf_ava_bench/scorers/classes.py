@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from hf_ava_bench.resolvers import Resolved, normalize, resolve_closer, resolve_direction, resolve_option, split_index
+from hf_ava_bench.resolvers import (
+    find_mentions,
+    is_plain_direction,
+    normalize,
+    resolve_closer,
+    resolve_direction,
+    resolve_option,
+    split_index,
+)
 from hf_ava_bench.scorers.base import Flags, Items, Scored
 
 DIRECTIONAL = ("spatial", "orientation")
@@ -18,7 +26,7 @@ def _judge_option(
     if not options:
         index, rest = split_index(str(text))
         named = normalize(rest if index is not None and rest else text)
-        return (None if text is None else named), index is not None
+        return (None if text is None else named or None), index is not None
     resolved = resolve_option(text, options, prefer=prefer)
     return (None if resolved.value is None else _key(resolved.value)), resolved.repaired
 
@@ -33,15 +41,16 @@ def _judge_direction(
     direction = resolve_direction(text)
     if direction is None:
         return None, False
-    return _direction_key(direction), normalize(text) != normalize(gold)
+    return _direction_key(direction), not is_plain_direction(str(text))
 
 
 def _judge_closer(
     text: str | None, gold: str, question: str, options: list[str], prefer: str
 ) -> tuple[str | None, bool]:
-    resolved: Resolved = resolve_closer(text, question, options if len(options) == 2 else ())
-    if resolved.value is None and not options and text is not None:
-        return normalize(text), False
+    names = options if len(options) == 2 else find_mentions(question)
+    if not names:  # nobody said between which two things: only the name itself can be right
+        return (None if text is None else normalize(text) or None), False
+    resolved = resolve_closer(text, question, names)
     return (None if resolved.value is None else _key(resolved.value)), resolved.repaired
 
 

@@ -25,7 +25,7 @@ def score_texts(items: Items) -> Scored:
     failed = np.array([text is None for text in items.predictions], dtype=bool)
     answers = ["" if text is None else normalize_text(str(text)) for text in items.predictions]
     pairs = list(zip(answers, golds, strict=True))
-    values = np.array([anls(answer, gold, inclusive=items.inclusive) for answer, gold in pairs])
+    values = np.array([anls(answer, gold, inclusive=items.inclusive) for answer, gold in pairs], dtype=np.float64)
     values[failed] = 0.0
     exact = np.array([answer in gold for answer, gold in pairs], dtype=bool) & ~failed
     edits = np.array([min(levenshtein(answer, one) / max(len(one), 1) for one in gold) for answer, gold in pairs])
