@@ -181,15 +181,14 @@ def _judge_disagreeing(ability: str, prediction: str, reference: str, earlier: S
     Texts and depths get the value of the item before, and the script stops where there is none. Counts are compared
     as they are, without cleaning. A relative depth is wrong. Other scripts look at the first reference.
     """
-    if ability in ("ocr", "abs_depth", "counting") and (
-        not earlier or (earlier[-1] is None and ability != "counting")
-    ):
+    last = earlier[-1] if earlier else None
+    if (ability in ("ocr", "abs_depth") and last is None) or (ability == "counting" and not earlier):
         raise ValueError(
             f"The released evaluator of {ability!r} stops at an item whose references differ, here {reference!r} and "
             "others, if it read nothing before."
         )
     if ability in ("ocr", "abs_depth"):
-        return earlier[-1]
+        return last
     if ability == "counting":
         try:
             p, g = int(prediction.strip()), int(reference.strip())

@@ -190,7 +190,7 @@ _DRAWN = re.compile(r"\b(?:red|blue)(?: bounding)? (?:box|rectangle|frame)\b")
 def parse_rgb(text: object) -> Parsed:
     """Returns red, green and blue in [0, 255].
 
-    Understood are three numbers, `rgb(...)`, `#rrggbb`, and the names of CSS (the first one; a red or blue box is none).
+    Understood are three numbers, `rgb(...)`, `#rrggbb`, and the names of CSS (the first one, boxes aside).
     Numbers all within [0, 1], one of them with a fraction, are shares of one (a repair). Other values are clipped (out
     of range).
 
