@@ -1,5 +1,7 @@
 """Sparse backward of linear layers: the same gradients with fewer rows."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -36,6 +38,43 @@ def test_rows_without_gradient_cost_nothing() -> None:
     _, sparse = gradient(TOKENS, slice(0, 1), sparse=True)
     _, dense = gradient(TOKENS, slice(0, 1), sparse=False)
     assert sparse * 50 == dense
+
+
+class Block(nn.Module):
+    """A GELU whose output is read twice, or written into, before the linear layer behind it."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        widened = LAYERS[0](tokens)
+        activated = nn.functional.gelu(widened, approximate="tanh" if self.kind == "tanh" else "none")
+        if self.kind == "written into":
+            activated.mul_(2)
+        if self.kind == "another gelu between":
+            return LAYERS[2](activated) + nn.functional.gelu(tokens)
+        return LAYERS[2](activated) + (activated[..., :8] if self.kind == "read twice" else 0)
+
+
+@pytest.mark.parametrize("kind", ["tanh", "read twice", "written into", "another gelu between"])
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(0, 40)])
+def test_gelus_of_all_kinds_have_the_gradient_of_a_dense_backward(kind: str, rows: slice) -> None:
+    block, found = Block(kind), []
+    for mode in (contextlib.nullcontext(), SparseBackward()):
+        leaf = TOKENS.clone().requires_grad_()
+        with mode:
+            output = block(leaf)
+        found += torch.autograd.grad(output[:, rows].square().sum(), leaf)
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_gelu_and_linear_layer_behind_it_are_one_step_of_the_backward() -> None:
+    leaf = TOKENS.clone().requires_grad_()
+    with SparseBackward():
+        output = LAYERS(leaf)
+    assert output.grad_fn.name() == "_SparseGeluLinearBackward"
+    assert output.grad_fn.next_functions[0][0].name() == "_SparseLinearBackward"
 
 
 def test_weights_get_no_gradient_and_other_layers_stay_as_they_are() -> None:
