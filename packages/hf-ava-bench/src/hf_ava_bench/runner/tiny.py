@@ -10,6 +10,27 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 SPECIAL = ("<pad>", "<unk>", "</s>")
 
 
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns a tokenizer with one token for each printable ASCII character and the line break.
+
+    Example:
+
+    ```python
+    >>> from hf_ava_bench.runner.tiny import build_tokenizer
+    >>> build_tokenizer().tokenize("[12, 3]")
+    ['[', '1', '2', ',', ' ', '3', ']']
+
+    ```
+    """
+    characters = [c for c in string.printable if c not in "\t\r\x0b\x0c"]
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *characters))}
+    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    plain.decoder = decoders.Fuse()
+    options: dict[str, Any] = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
+    options |= {"padding_side": "left", "clean_up_tokenization_spaces": False, "model_max_length": 2_048}
+    return PreTrainedTokenizerFast(tokenizer_object=plain, **options)
+
+
 def build_tiny_llm(
     hidden_size: int = 96, num_layers: int = 3, *, seed: int = 0
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
@@ -27,14 +48,9 @@ def build_tiny_llm(
 
     ```
     """
-    characters = [c for c in string.printable if c not in "\t\r\x0b\x0c"]
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *characters))}
-    plain = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
-    plain.decoder = decoders.Fuse()
-    tokens: dict[str, Any] = {"pad_token": "<pad>", "unk_token": "<unk>", "eos_token": "</s>"}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, padding_side="left", **tokens)
+    tokenizer = build_tokenizer()
     config = LlamaConfig(
-        vocab_size=len(vocabulary),
+        vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         num_hidden_layers=num_layers,
         num_attention_heads=4,
