@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import ViTConfig, ViTModel
+from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
 
+import hf_ava_bench.runner.head as runner_head
 from hf_ava_bench import Fingerprint, run_benchmark
 from hf_ava_bench.runner.head import IGNORED, AvaHead, Prompts, choose_options, generate_answers
 from hf_ava_bench.runner.profiles import PROFILES, Profile, find_profile
@@ -43,17 +44,27 @@ def test_labels_hold_the_answer_and_the_end_and_nothing_else(prompts):
         prompts.encode("x" * 200, None)
 
 
-def test_padding_does_not_change_the_loss(llm, prompts):
-    head = AvaHead(llm[0], 5).eval()
+def build_gpt2():
+    """A model with learned absolute positions."""
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=2)).eval()
+
+
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_padding_does_not_change_the_loss(llm, prompts, positions):
+    head = AvaHead(llm[0] if positions == "rotary" else build_gpt2(), 5).eval()
     features = torch.randn(2, 4, 5)
     items = [prompts.encode("How many?", "6"), prompts.encode("What is written in the red box?", "oberon")]
 
-    def loss(chosen, rows):
-        return head(features=features[rows], **prompts.collate(chosen))["loss"].item()
+    def loss(chosen, rows, **options):
+        return head(features=features[rows], **prompts.collate(chosen), **options)["loss"].item()
 
     counts = [sum(label != IGNORED for label in item["labels"]) for item in items]
     alone = [loss([items[0]], [0]), loss([items[1]], [1])]
     assert loss(items, [0, 1]) == pytest.approx(np.average(alone, weights=counts), abs=1e-5)
+    # Over the tokens of two processes, the shares add up to the same.
+    shares = [loss([item], [row], num_items_in_batch=sum(counts)) for row, item in enumerate(items)]
+    assert sum(shares) == pytest.approx(loss(items, [0, 1]), abs=1e-5)
 
 
 def test_visual_tokens_stand_at_the_image_and_reach_the_loss(llm, prompts):
@@ -78,19 +89,34 @@ def test_batched_answers_equal_single_ones(llm, prompts):
     assert batched == single
 
 
-def test_options_are_chosen_by_mean_log_likelihood(llm, prompts):
-    head = AvaHead(llm[0], 5).eval()
-    features = torch.randn(2, 4, 5)
-    options = [["left", "right below", "up"], ["sea", "city"]]
-    questions = ["Which way?", "What place is this?"]
-    expected = []
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_options_are_chosen_by_mean_log_likelihood(llm, prompts, monkeypatch, positions, batch_size):
+    head = AvaHead(llm[0] if positions == "rotary" else build_gpt2(), 5).eval()
+    features = torch.randn(3, 4, 5)
+    options = [["left", "right below", "up"], ["sea", "city"], ["a", "bb", "ccc", "d"]]
+    questions = ["Which way?", "What place is this?", "?"]
+    expected, likelihoods = [], []
     for row, names in enumerate(options):
         scores = []
         for name in names:
             batch = prompts.collate([prompts.encode(questions[row], name)])
             scores.append(-head(features=features[row : row + 1], **batch)["loss"].item())
         expected.append(names[int(np.argmax(scores))])
-    assert choose_options(head, prompts, features, questions, options, batch_size=2) == expected
+        likelihoods += scores
+    real, found = runner_head._score_options, []
+    monkeypatch.setattr(runner_head, "_score_options", lambda *a: found.append(real(*a)) or found[-1])
+    assert choose_options(head, prompts, features, questions, options, batch_size=batch_size) == expected
+    assert [score for scores in found for score in scores] == pytest.approx(likelihoods, abs=1e-5)
+
+
+def test_image_and_question_are_computed_once(llm, prompts):
+    head = AvaHead(llm[0], 5).eval()
+    lengths = []
+    head.llm.model.register_forward_hook(lambda *a: lengths.append(tuple(a[-1].last_hidden_state.shape[:2])))
+    choose_options(head, prompts, torch.randn(1, 4, 5), ["Which way?"], [["left", "right", "up"]])
+    prompt = len(prompts.encode("Which way?", None)["input_ids"])
+    assert lengths == [(1, prompt), (3, len(" right") + 1)]
 
 
 def test_only_connector_and_adapter_learn_and_adapters_share_one_base(llm):

@@ -1,9 +1,12 @@
 """A language model as the head of a frozen tower: connector, prompt, loss, answers."""
 
+import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 
 IGNORED = -100
@@ -50,9 +53,13 @@ class AvaHead(nn.Module):
     ```
     """
 
+    accepts_loss_kwargs = True  # the Trainer divides by the labelled tokens of all processes
+
     def __init__(self, llm: nn.Module, width: int):
         super().__init__()
         self.llm = llm
+        plain = llm.get_base_model() if isinstance(llm, PeftModel) else llm
+        self._takes_positions = "position_ids" in inspect.signature(plain.forward).parameters
         self.connector = build_connector(width, llm.get_input_embeddings().embedding_dim)  # type: ignore[operator]
 
     def embed(self, features: torch.Tensor, input_ids: torch.Tensor, is_image: torch.Tensor) -> torch.Tensor:
@@ -62,6 +69,13 @@ class AvaHead(nn.Module):
         joined: torch.Tensor = embeds.masked_scatter(is_image[..., None], visual)
         return joined
 
+    def call_llm(self, attention_mask: torch.Tensor, **inputs: Any) -> Any:
+        """Returns the output of the language model; positions are counted without the padding."""
+        length = inputs["inputs_embeds" if "inputs_embeds" in inputs else "input_ids"].shape[1]
+        if self._takes_positions:
+            inputs["position_ids"] = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -length:]
+        return self.llm(attention_mask=attention_mask, **inputs)
+
     def forward(
         self,
         features: torch.Tensor,
@@ -69,15 +83,17 @@ class AvaHead(nn.Module):
         is_image: torch.Tensor,
         attention_mask: torch.Tensor,
         labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Returns logits, and the mean loss of the labelled tokens."""
+        """Returns logits, and the mean loss of the labelled tokens, or their sum over `num_items_in_batch`."""
         embeds = self.embed(features, input_ids, is_image)
-        output = self.llm(inputs_embeds=embeds, attention_mask=attention_mask, use_cache=False)
+        output = self.call_llm(attention_mask, inputs_embeds=embeds, use_cache=False)
         if labels is None:
             return {"logits": output.logits}
         logits = output.logits[:, :-1].flatten(0, 1).float()
-        loss = nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED)
-        return {"loss": loss, "logits": output.logits}
+        reduction = "mean" if num_items_in_batch is None else "sum"
+        loss = nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=IGNORED, reduction=reduction)
+        return {"loss": loss / (1 if num_items_in_batch is None else num_items_in_batch), "logits": output.logits}
 
 
 class Prompts:
@@ -103,10 +119,14 @@ class Prompts:
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def encode_reply(self, answer: str) -> list[int]:
+        """Returns the ids of an answer and the end token."""
+        return [*self._ids(f" {answer}"), self.tokenizer.eos_token_id]
+
     def encode(self, question: str, answer: str | None) -> Encoded:
         """Returns the ids of a prompt, where its image is, and labels; without an answer for generation."""
         after = self._ids(f"\n{question} ASSISTANT:")
-        reply = [] if answer is None else [*self._ids(f" {answer}"), self.tokenizer.eos_token_id]
+        reply = [] if answer is None else self.encode_reply(answer)
         prompt = [*self._before, *[self.pad] * self.num_tokens, *after]
         if len(prompt) + len(reply) > self.max_length + self.num_tokens:
             raise ValueError(
@@ -173,22 +193,69 @@ def choose_options(
     *,
     batch_size: int = 32,
 ) -> list[str]:
-    """Returns the option with the largest mean log-likelihood of its tokens, the end token included."""
+    """Returns the option with the largest mean log-likelihood of its tokens, the end token included.
+
+    Image and question are computed once for all options of an item, and kept in the model's key-value cache.
+
+    Args:
+        head (`AvaHead`): connector and language model.
+        prompts (`Prompts`): how questions and answers become ids.
+        features (`torch.Tensor` of shape `(num_items, num_tokens, width)`): tokens of the images.
+        questions (sequence of `str`): one for each item.
+        options (sequence of sequences of `str`): the answers that each item allows.
+        batch_size (`int`, defaults to 32): options that are computed at once.
+    """
+    chosen: list[str] = []
+    num_rows = max(1, batch_size // max(map(len, options)))
+    for start in range(0, len(questions), num_rows):
+        rows = slice(start, start + num_rows)
+        prefix, mask = _compute_prefix(head, prompts, features[rows], questions[rows])
+        pairs = [(row, option) for row, names in enumerate(options[rows]) for option in names]
+        scores: list[float] = []
+        for first in range(0, len(pairs), batch_size):
+            scores += _score_options(head, prompts, prefix, mask, pairs[first : first + batch_size])
+        best: dict[int, tuple[float, str]] = {}
+        for (row, option), score in zip(pairs, scores, strict=True):
+            if row not in best or score > best[row][0]:
+                best[row] = (score, option)
+        chosen += [best[row][1] for row in range(len(best))]
+    return chosen
+
+
+def _compute_prefix(
+    head: AvaHead, prompts: Prompts, features: torch.Tensor, questions: Sequence[str]
+) -> tuple[Any, torch.Tensor]:
+    """Returns the output for image and question of each item, with its cache, and where it is no padding."""
     device = next(head.parameters()).device
-    pairs = [(row, option) for row, names in enumerate(options) for option in names]
-    scores: list[float] = []
-    for start in range(0, len(pairs), batch_size):
-        chosen = pairs[start : start + batch_size]
-        batch = prompts.collate([prompts.encode(questions[row], option) for row, option in chosen])
-        labels = batch.pop("labels").to(device)[:, 1:]
-        inputs = {key: value.to(device) for key, value in batch.items()}
-        logits = head(features=features[[row for row, _ in chosen]].to(device), **inputs)["logits"][:, :-1]
-        loss = nn.functional.cross_entropy(
-            logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none"
+    batch = prompts.collate([prompts.encode(question, None) for question in questions])
+    embeds = head.embed(features.to(device), batch["input_ids"].to(device), batch["is_image"].to(device))
+    mask = batch["attention_mask"].to(device)
+    prefix = head.call_llm(mask, inputs_embeds=embeds, use_cache=True)
+    if not hasattr(prefix.get("past_key_values"), "batch_select_indices"):
+        raise ValueError(
+            f"{type(head.llm).__name__} has no key-value cache to compare options with; use a profile with "
+            "`closed_sets='generate'`."
         )
-        scores += (-loss.sum(dim=1) / (labels != IGNORED).sum(dim=1)).tolist()
-    best: dict[int, tuple[float, str]] = {}
-    for (row, option), score in zip(pairs, scores, strict=True):
-        if row not in best or score > best[row][0]:
-            best[row] = (score, option)
-    return [best[row][1] for row in range(len(options))]
+    return prefix, mask
+
+
+def _score_options(
+    head: AvaHead, prompts: Prompts, prefix: Any, mask: torch.Tensor, pairs: Sequence[tuple[int, str]]
+) -> list[float]:
+    """Returns the mean log-likelihood of each option after the prefix of its row."""
+    rows = torch.tensor([row for row, _ in pairs], device=mask.device)
+    replies = [torch.tensor(prompts.encode_reply(option)) for _, option in pairs]
+    labels = nn.utils.rnn.pad_sequence(replies, batch_first=True, padding_value=IGNORED).to(mask.device)
+    real = labels != IGNORED
+    cache = copy.deepcopy(prefix.past_key_values)
+    cache.batch_select_indices(rows)
+    output = head.call_llm(
+        torch.cat([mask[rows], real.long()], dim=1),
+        input_ids=labels.masked_fill(~real, prompts.pad),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits = torch.cat([prefix.logits[rows, -1:], output.logits[:, :-1]], dim=1)
+    loss = nn.functional.cross_entropy(logits.transpose(1, 2).float(), labels, ignore_index=IGNORED, reduction="none")
+    means: list[float] = (-loss.sum(dim=1) / real.sum(dim=1)).tolist()
+    return means
