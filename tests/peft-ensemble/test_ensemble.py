@@ -8,7 +8,9 @@ from datasets import Dataset
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForImageClassification
 
-from peft_ensemble import MemberSpec, PeftEnsemble, SSFConfig, UnsupervisedSelector, load_classifier
+from peft_ensemble import MemberSpec, PeftEnsemble, SSFConfig, UnsupervisedSelector, load_classifier, pseudo_labels
+from peft_ensemble.data import fingerprint, with_ids
+from peft_ensemble.storage import write_tensors
 from support.tiny_ensembles import LABEL_NAMES, arguments, build_specs, draw_images, save_backbones
 
 
@@ -123,9 +125,8 @@ def test_true_labels_override_and_are_added(fitted):
     targets = fitted.pseudo_label(pool)
     assert targets["is_labeled"][:] == [True, True]
     wrong = targets.remove_columns("target").add_column("target", [[0.0, 0.5, 0.5]] * 2)
-    from peft_ensemble.data import with_ids
-
-    merged = fitted._override(fitted._attach_targets(with_ids(pool), wrong))
+    pool = pseudo_labels.attach_targets(with_ids(pool), wrong)
+    merged = pseudo_labels.override(pool, pseudo_labels.as_targets(labeled, 3))
     assert len(merged) == 12
     assert merged["id"][:] == labeled["id"][:]
     assert [row.index(1.0) for row in merged["soft_labels"]] == labeled["label"][:]
@@ -147,10 +148,7 @@ def test_merged_member_is_a_plain_model(fitted, tmp_path):
 def test_member_with_bad_logits_is_left_out_with_a_warning(fitted, caplog):
     pool = draw_images(9, seed=5)
     kept, _ = fitted.member_logits(pool)
-    broken = fitted._answers(kept[0], pool)
-    from peft_ensemble.data import fingerprint
-    from peft_ensemble.storage import write_tensors
-
+    (broken,) = fitted._answers(kept[:1], pool)
     key = fingerprint(pool.select_columns("id"))
     path = fitted.output_dir / "predictions" / f"{key}-1" / f"{kept[0].id}.safetensors"
     broken["logits"] = torch.full_like(broken["logits"], torch.nan)

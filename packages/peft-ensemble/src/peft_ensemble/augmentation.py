@@ -71,8 +71,7 @@ def augment(image: torch.Tensor, view: View, key: tuple[object, ...]) -> torch.T
         raise ValueError(f"view must be one of {', '.join(get_args(View))}, got {view!r}")
     if view == "none":
         return image
-    digest = hashlib.sha256(repr((*key, view)).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    generator = _draw(view, key)
     if torch.rand(1, generator=generator) < 0.5:
         image = image.flip(-1)
     if view == "weak":
@@ -82,6 +81,31 @@ def augment(image: torch.Tensor, view: View, key: tuple[object, ...]) -> torch.T
         sign = 1 if torch.rand(1, generator=generator) < 0.5 else -1
         image = operation(image, sign * MAGNITUDE / 10)
     return image
+
+
+def name_view(view: View, key: tuple[object, ...]) -> tuple[object, ...]:
+    """What `augment` makes of an image, named so that equal views have equal names: there are two weak ones.
+
+    Args:
+        view, key: as for `augment`.
+
+    Example:
+
+    ```python
+    >>> {name_view("weak", (0, epoch, "a")) for epoch in range(20)} == {("none",), ("mirrored",)}
+    True
+
+    ```
+    """
+    if view == "weak":
+        return ("mirrored",) if torch.rand(1, generator=_draw(view, key)) < 0.5 else ("none",)
+    return (view, *key) if view == "strong" else (view,)
+
+
+def _draw(view: View, key: tuple[object, ...]) -> torch.Generator:
+    """The random numbers of a view."""
+    digest = hashlib.sha256(repr((*key, view)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 
 def _clip(pixels: torch.Tensor) -> torch.Tensor:

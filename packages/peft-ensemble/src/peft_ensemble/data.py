@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Array2D, Array3D, Dataset
 from transformers import BaseImageProcessor
 
 from .augmentation import View, augment, to_tensor
@@ -46,6 +46,13 @@ def _hash_pixels(image: Any) -> str:
     pixels = to_tensor(image)
     content = f"{tuple(pixels.shape)}".encode() + bytes(pixels.flatten().tolist())
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def with_arrays(dataset: Dataset) -> Dataset:
+    """The data set with images of a fixed size as arrays, where `datasets` would make nested lists, slowly."""
+    if not isinstance(dataset.features["image"], (Array2D, Array3D)):
+        return dataset
+    return dataset.with_format("numpy", columns=["image"], output_all_columns=True)
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -100,16 +107,41 @@ class ViewCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch: `pixel_values` `(views * rows, 3, height, width)` and what labels there are."""
-        images = [to_tensor(row["image"]) for row in rows]
-        seen = [
-            augment(image, view, (self.seed, self.epoch, row["id"]))
-            for view in self.views
-            for image, row in zip(images, rows, strict=True)
-        ]
-        batch = {"pixel_values": self.processor(images=seen, return_tensors="pt")["pixel_values"]}
+        batch = {"pixel_values": self.read_images(rows)}
         for column, name in (("label", "labels"), ("soft_labels", "soft_labels"), ("weight", "weight")):
             if column in rows[0]:
                 dtype = torch.long if column == "label" else torch.float32
                 values = torch.tensor([row[column] for row in rows], dtype=dtype)
                 batch[name] = values.repeat(len(self.views), *[1] * (values.dim() - 1))
         return batch
+
+    def read_images(self, rows: list[dict[str, Any]]) -> torch.Tensor:
+        """The views of all rows, as the processor makes them."""
+        images = [to_tensor(row["image"]) for row in rows]
+        seen = [
+            augment(image, view, (self.seed, self.epoch, row["id"]))
+            for view in self.views
+            for image, row in zip(images, rows, strict=True)
+        ]
+        pixel_values: torch.Tensor = self.processor(images=seen, return_tensors="pt")["pixel_values"]
+        return pixel_values
+
+
+@dataclass
+class MixCollator(ViewCollator):
+    """A `ViewCollator` that puts beside each row of a batch one of some labelled images, drawn with replacement.
+
+    Which ones follows from the seed, the epoch and the first id of the batch alone.
+
+    Args:
+        beside: the labelled images, with the columns of the rows.
+    """
+
+    beside: Dataset = field(kw_only=True)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """A batch of the rows and as many labelled images behind them."""
+        digest = hashlib.sha256(repr((self.seed, self.epoch, rows[0]["id"])).encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        drawn = torch.randint(len(self.beside), (len(rows),), generator=generator).tolist()
+        return super().__call__([*rows, *(self.beside[place] for place in drawn)])

@@ -1,31 +1,35 @@
 """PeftEnsemble: many cheap adapters, trained, selected, asked and distilled (V-PET, arXiv 2503.09707)."""
 
+import functools
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
-from importlib import metadata
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from transformers import TrainingArguments
+from transformers.utils.logging import tqdm
 
-from . import cards, fitting
-from .aggregation import Rule, aggregate, break_ties, vote_counts
+from . import cards, fitting, pseudo_labels
+from .aggregation import Rule, aggregate
 from .augmentation import View
 from .data import fingerprint, read_labels, with_ids
 from .diversity import DiversityReport, measure_diversity
+from .halving import plan_rounds
 from .members import MemberSpec
+from .prediction import Answer, ask_members, predict
+from .prefix import FeatureCache
+from .record import Record, describe_halving
 from .selection import Selection, UnsupervisedSelector
-from .storage import read_json, read_tensors, write_json, write_parquet, write_tensors
+from .storage import is_saved, read_tensors, write_parquet, write_tensors
 
 logger = logging.getLogger(__name__)
 
-Labeled = Literal["override", "pseudo"]
-SCHEMA = 1
-VERSIONS = ("peft", "peft-ensemble", "torch", "transformers")
+Labeled = Literal["override", "pseudo", "mix"]
 
 
 class PeftEnsemble:
@@ -76,7 +80,9 @@ class PeftEnsemble:
         self.selections: dict[str, Selection] = {}
         self._selected = {spec.group: spec.id for spec in reversed(self.specs)}
         self._labeled: Dataset | None = None
-        self._check_folder()
+        self._record = Record(self.output_dir, self.specs, self.label_names)
+        for group, row in self._record.read().get("selection", {}).items():
+            self._selected[group] = row["selected"]
 
     @property
     def members(self) -> list[MemberSpec]:
@@ -89,6 +95,9 @@ class PeftEnsemble:
         args: TrainingArguments,
         unlabeled_val: Dataset | None = None,
         selector: UnsupervisedSelector | None = None,
+        *,
+        halving: int | None = None,
+        prefix_cache_mib: int = 1024,
     ) -> "PeftEnsemble":
         """Train every member on the labelled images, and select one of each group without labels.
 
@@ -97,10 +106,15 @@ class PeftEnsemble:
             args: for all members; each has its own seed, and what its spec says. Its folder is not used.
             unlabeled_val: images to select on; needed if a group has several candidates. Labels are not looked at.
             selector: by default all seven criteria and the mean of squared ranks.
+            halving: with an integer eta from 2, successive halving: candidates of a group are compared on the way, and
+                one of eta goes on each time. Those that come through are what they would be without it.
+            prefix_cache_mib: memory in MiB for features of frozen blocks. Members whose adapters start at a later
+                block (`blocks=[k, ...]`) do not run those before it again for a view of an image that has been there;
+                0 makes them.
 
         Raises:
-            ValueError: other labelled images or training arguments than the folder was made with, or nothing to select
-                on.
+            ValueError: other labelled images, training arguments or halving than the folder was made with, or nothing
+                to select on.
         """
         labeled = with_ids(labeled)
         labels = read_labels(labeled, len(self.label_names))
@@ -109,39 +123,99 @@ class PeftEnsemble:
         groups: dict[str, list[MemberSpec]] = {}
         for spec in self.specs:
             groups.setdefault(spec.group, []).append(spec)
-        if unlabeled_val is None and any(len(candidates) > 1 for candidates in groups.values()):
+        selector = selector or UnsupervisedSelector()
+        compared = None if unlabeled_val is None else with_ids(unlabeled_val)
+        if compared is None and any(len(candidates) > 1 for candidates in groups.values()):
             raise ValueError("expected unlabeled_val to select on: some groups have several candidates")
-        self._record(labeled=fingerprint(labeled), training=fitting.describe_training(args))
+        if halving is not None:
+            plan_rounds(1, halving)
+        self._record.update(
+            labeled=fingerprint(labeled),
+            training=fitting.describe_training(args),
+            halving=describe_halving(halving, compared, selector),
+        )
         self._labeled = labeled
-        for number, spec in enumerate(self.specs, start=1):
-            folder = self.output_dir / "members" / spec.id
-            if not (folder / "metrics.json").exists():
-                logger.info("member %d of %d: %s", number, len(self.specs), spec.id)
-                card = cards.member_card(spec, self.label_names, len(labeled))
-                metrics = fitting.train(spec, self.label_names, labeled, args, folder, (spec.augmentation,), card)
-                write_json(folder / "metrics.json", metrics)
-        if unlabeled_val is not None:
-            self._select(groups, with_ids(unlabeled_val), selector or UnsupervisedSelector())
+        cache = FeatureCache(prefix_cache_mib * 2**20) if prefix_cache_mib else None
+        with tqdm(total=len(self.specs), desc="members", disable=args.disable_tqdm) as bar:
+            train = functools.partial(self._train, labeled=labeled, args=args, cache=cache)
+            for group, candidates in groups.items():
+                if halving is not None and compared is not None:
+                    groups[group] = self._halve(group, halving, compared, selector, train)
+                for spec in groups[group]:
+                    train(spec)
+                bar.update(len(candidates))
+        if compared is not None:
+            self._select(groups, compared, selector)
         return self
+
+    def _train(
+        self,
+        spec: MemberSpec,
+        until: float = 1.0,
+        *,
+        labeled: Dataset,
+        args: TrainingArguments,
+        cache: FeatureCache | None,
+    ) -> None:
+        """Train a member, or go on with it, unless that is done."""
+        folder = self._folder(spec)
+        if is_saved(folder):
+            shutil.rmtree(fitting.scratch_of(folder), ignore_errors=True)  # of a run that was killed right here
+            return
+        logger.info("member %s, up to %.0f%% of its training", spec.id, 100 * until)
+        card = cards.member_card(spec, self.label_names, len(labeled))
+        views = (spec.augmentation,)
+        fitting.train(spec, self.label_names, labeled, args, folder, views, card, cache=cache, until=until)
+
+    def _halve(
+        self,
+        group: str,
+        keep_one_of: int,
+        dataset: Dataset,
+        selector: UnsupervisedSelector,
+        train: Callable[[MemberSpec, float], None],
+    ) -> list[MemberSpec]:
+        """The candidates of a group that come through all rounds of successive halving."""
+        candidates = [spec for spec in self.specs if spec.group == group]
+        for number, (until, count) in enumerate(plan_rounds(len(candidates), keep_one_of)):
+            if number == len(self._record.rounds(group)):
+                for spec in candidates:
+                    train(spec, until)
+                folders = [fitting.find_checkpoint(self._folder(spec)) for spec in candidates]
+                answers = ask_members(candidates, folders, self.label_names, dataset)
+                selection = selector.select([selector.score(a["features"], a["logits"]) for a in answers])
+                best = sorted(selection.combined, key=lambda index: (selection.combined[index], index))[:count]
+                row = {
+                    "until": until,
+                    "candidates": [spec.id for spec in candidates],
+                    "scores": selection.scores,
+                    "kept": [candidates[index].id for index in sorted(best)],
+                }
+                self._record.add_round(group, row)
+            kept = self._record.rounds(group)[number]["kept"]
+            for spec in candidates:
+                if spec.id not in kept:
+                    shutil.rmtree(fitting.scratch_of(self._folder(spec)), ignore_errors=True)
+            candidates = [spec for spec in candidates if spec.id in kept]
+        return candidates
 
     def _select(self, groups: dict[str, list[MemberSpec]], dataset: Dataset, selector: UnsupervisedSelector) -> None:
         """Choose one candidate of each group."""
+        every = [spec for candidates in groups.values() for spec in candidates]
+        answers = dict(zip([spec.id for spec in every], self._answers(every, dataset, features=True), strict=True))
+        table = {}
         for group, candidates in groups.items():
-            answers = [self._answers(spec, dataset) for spec in candidates]
-            scores = [selector.score(answer["features"], answer["logits"]) for answer in answers]
+            scores = [selector.score(answers[s.id]["features"], answers[s.id]["logits"]) for s in candidates]
             selection = selector.select(scores)
             self.selections[group] = selection
             self._selected[group] = candidates[selection.index].id
-        table = {
-            group: {
+            table[group] = {
                 "candidates": [spec.id for spec in candidates],
-                "scores": self.selections[group].scores,
-                "combined": {str(key): value for key, value in self.selections[group].combined.items()},
+                "scores": selection.scores,
+                "combined": {str(key): value for key, value in selection.combined.items()},
                 "selected": self._selected[group],
             }
-            for group, candidates in groups.items()
-        }
-        self._record(selection=table, unlabeled_val=fingerprint(dataset.select_columns("id")))
+        self._record.update(selection=table, unlabeled_val=fingerprint(dataset.select_columns("id")))
 
     def predict(self, dataset: Dataset, combine: Rule = "mean_probs", tta: int = 1) -> torch.Tensor:
         """Probabilities of the selected members together, float64 `(N, num_classes)`; see `aggregate`."""
@@ -158,11 +232,10 @@ class PeftEnsemble:
             raise ValueError(f"tta must be at least 1, got {tta}")
         dataset = with_ids(dataset)
         kept, logits = [], []
-        for spec in self.members:
-            answer = self._answers(spec, dataset, tta)["logits"]
-            if torch.isfinite(answer).all():
+        for spec, answer in zip(self.members, self._answers(self.members, dataset, tta), strict=True):
+            if torch.isfinite(answer["logits"]).all():
                 kept.append(spec)
-                logits.append(answer)
+                logits.append(answer["logits"])
             else:
                 logger.warning("member %s is left out: its logits are not finite", spec.id)
         if not kept:
@@ -186,30 +259,16 @@ class PeftEnsemble:
             `n_members` and `is_labeled`.
         """
         dataset = with_ids(dataset)
-        members, logits = self.member_logits(dataset, tta)
-        targets = aggregate(logits, rule, weights)
-        largest = targets.topk(2, dim=-1).values
-        entropy = torch.special.entr(targets).sum(dim=-1)
-        known = set(self._labeled["id"][:]) if self._labeled is not None else set()
-        table = Dataset.from_dict(
-            {
-                "id": dataset["id"][:],
-                "target": targets.float().tolist(),
-                "vote_counts": vote_counts(logits).tolist(),
-                "top1": break_ties(targets, logits).tolist(),
-                "margin": (largest[:, 0] - largest[:, 1]).tolist(),
-                "entropy": entropy.tolist(),
-                "n_members": [len(members)] * len(dataset),
-                "is_labeled": [value in known for value in dataset["id"]],
-            }
-        )
+        _, logits = self.member_logits(dataset, tta)
+        labeled_ids = set(self._labeled["id"][:]) if self._labeled is not None else set()
+        table = pseudo_labels.build_table(dataset["id"][:], logits, aggregate(logits, rule, weights), labeled_ids)
         path = self.output_dir / "pseudo_labels" / f"{fingerprint(dataset.select_columns('id'))}-{rule}.parquet"
         write_parquet(path, table)
         return table
 
     def self_train(
         self,
-        pseudo_labels: Dataset,
+        targets: Dataset,
         dataset: Dataset,
         student: MemberSpec,
         args: TrainingArguments,
@@ -219,11 +278,12 @@ class PeftEnsemble:
         """Train a fresh student on the targets of the pool; once, from the pre-trained checkpoint.
 
         Args:
-            pseudo_labels: as from `pseudo_label`, matched to the pool by id.
+            targets: as from `pseudo_label`, matched to the pool by id.
             dataset: the pool.
             student: what it is; its `augmentation` plays no part.
             args: as for `fit`.
             labeled: `"override"` gives the labelled images their true labels, and adds those that the pool lacks;
+                `"mix"` puts beside each image of the pool a labelled one with its true label, in every batch;
                 `"pseudo"` uses pseudo-labels for all of the pool and nothing else, as the released code does.
             views: of each image in a step; the loss is the mean over them.
 
@@ -231,24 +291,32 @@ class PeftEnsemble:
             The student, a `PeftModel` in evaluation mode.
         """
         if labeled not in get_args(Labeled):
-            raise ValueError(f"labeled must be 'override' or 'pseudo', got {labeled!r}")
-        pool = self._attach_targets(with_ids(dataset), pseudo_labels)
-        if labeled == "override":
-            pool = self._override(pool)
+            raise ValueError(f"labeled must be one of {', '.join(get_args(Labeled))}, got {labeled!r}")
+        pool = pseudo_labels.attach_targets(with_ids(dataset), targets)
+        beside = None
+        if labeled != "pseudo":
+            if self._labeled is None:
+                raise ValueError("expected the labelled images: call `fit` first, or use labeled='pseudo'")
+            truth = pseudo_labels.as_targets(self._labeled, len(self.label_names))
+            if labeled == "override":
+                pool = pseudo_labels.override(pool, truth)
+            else:
+                pool, beside = pseudo_labels.without(pool, set(truth["id"])), truth
         if not len(pool):
             raise ValueError("expected images to train the student on, got an empty pool")
-        taught = json.dumps([fingerprint(pool), list(views), fitting.describe_training(args)], sort_keys=True)
-        name = f"{student.id}-{hashlib.sha256(taught.encode()).hexdigest()[:8]}"
+        lesson = [fingerprint(pool), list(views), fitting.describe_training(args), labeled == "mix"]
+        name = f"{student.id}-{hashlib.sha256(json.dumps(lesson, sort_keys=True).encode()).hexdigest()[:8]}"
         folder = self.output_dir / "students" / name
-        if not (folder / "metrics.json").exists():
+        if is_saved(folder):
+            shutil.rmtree(fitting.scratch_of(folder), ignore_errors=True)
+        else:
             card = cards.student_card(student, self.members, self.label_names, pool)
-            metrics = fitting.train(student, self.label_names, pool, args, folder, tuple(views), card)
-            write_json(folder / "metrics.json", metrics)
+            fitting.train(student, self.label_names, pool, args, folder, tuple(views), card, beside=beside)
         return fitting.load_member(student, self.label_names, folder)
 
     def predict_student(self, student: Any, spec: MemberSpec, dataset: Dataset) -> torch.Tensor:
         """Probabilities of a student, float32 `(N, num_classes)`."""
-        answer = fitting.predict(student, fitting.load_processor(spec), with_ids(dataset), batch_size=64)
+        (answer,) = predict([student], fitting.load_processor(spec), with_ids(dataset))
         return answer["logits"].softmax(dim=-1)
 
     def diversity(self, dataset: Dataset) -> DiversityReport:
@@ -259,89 +327,42 @@ class PeftEnsemble:
 
     def load(self, member: MemberSpec) -> Any:
         """A trained member, a `PeftModel` in evaluation mode."""
-        folder = self.output_dir / "members" / member.id
-        if not (folder / "metrics.json").exists():
-            raise ValueError(f"expected a trained member in {folder}; call `fit` first")
-        return fitting.load_member(member, self.label_names, folder)
+        self._check_trained(member)
+        return fitting.load_member(member, self.label_names, self._folder(member))
 
     def merge(self, member: MemberSpec) -> Any:
         """A trained member as a plain transformers model, where its method allows it."""
         return self.load(member).merge_and_unload()
 
-    def _answers(self, spec: MemberSpec, dataset: Dataset, tta: int = 1) -> dict[str, torch.Tensor]:
-        """Logits and features of one member, from disk if they are there."""
+    def _check_trained(self, spec: MemberSpec) -> None:
+        """Raise unless a member is there."""
+        if not is_saved(folder := self._folder(spec)):
+            stopped = self._record.is_stopped(spec)
+            why = "successive halving has stopped it; take one of `members`" if stopped else "call `fit` first"
+            raise ValueError(f"expected a trained member in {folder}; {why}")
+
+    def _folder(self, spec: MemberSpec) -> Path:
+        return self.output_dir / "members" / spec.id
+
+    def _answers(
+        self, specs: Sequence[MemberSpec], dataset: Dataset, tta: int = 1, features: bool = False
+    ) -> list[Answer]:
+        """Logits of members, and their features if asked for, from disk where they are there."""
         key = fingerprint(dataset.select_columns("id"))
-        path = self.output_dir / "predictions" / f"{key}-{tta}" / f"{spec.id}.safetensors"
-        about = {"ids": key, "member": spec.id, "tta": str(tta)}
-        if (saved := read_tensors(path, about)) is not None:
-            return saved
-        answer = fitting.predict(
-            self.load(spec),
-            fitting.load_processor(spec),
-            dataset,
-            batch_size=64,
-            tta=tta,
-            seed=spec.seed,
-            desc=spec.id,
-        )
-        write_tensors(path, answer, about)
-        return answer
-
-    def _attach_targets(self, dataset: Dataset, pseudo_labels: Dataset) -> Dataset:
-        """The pool's images with their targets as `soft_labels`."""
-        targets = dict(zip(pseudo_labels["id"][:], pseudo_labels["target"][:], strict=True))
-        if missing := [value for value in dataset["id"] if value not in targets]:
-            raise ValueError(
-                f"expected a pseudo-label for every image; {len(missing)} have none, such as {missing[0]!r}"
-            )
-        dataset = dataset.select_columns(["image", "id"])
-        return dataset.add_column("soft_labels", [targets[value] for value in dataset["id"]])
-
-    def _override(self, pool: Dataset) -> Dataset:
-        """The pool with true labels where they are known, and the labelled images that it lacks."""
-        if self._labeled is None:
-            raise ValueError("expected the labelled images: call `fit` first, or use labeled='pseudo'")
-        labels = read_labels(self._labeled, len(self.label_names))
-        one_hot = torch.nn.functional.one_hot(labels, len(self.label_names)).float().tolist()
-        truth = dict(zip(self._labeled["id"][:], one_hot, strict=True))
-        inside = set(pool["id"][:])
-        targets = [truth.get(key, target) for key, target in zip(pool["id"], pool["soft_labels"], strict=True)]
-        pool = pool.remove_columns("soft_labels").add_column("soft_labels", targets)
-        rest = [index for index, value in enumerate(self._labeled["id"]) if value not in inside]
-        if not rest:
-            return pool
-        extra = self._labeled.select(rest).select_columns(["image", "id"])
-        extra = extra.add_column("soft_labels", [truth[value] for value in extra["id"]])
-        return concatenate_datasets([pool, extra.cast(pool.features)])
-
-    def _check_folder(self) -> None:
-        """Refuse a folder of another ensemble, and take over its selection."""
-        path = self.output_dir / "ensemble.json"
-        if not path.exists():
-            return
-        record = read_json(path)
-        members = {spec.id: spec.to_dict() for spec in self.specs}
-        if record["schema"] != SCHEMA or record["label_names"] != self.label_names or record["members"] != members:
-            raise ValueError(
-                f"{path} is of an ensemble with other members or classes; use another output_dir, or the same specs"
-            )
-        for group, row in record.get("selection", {}).items():
-            self._selected[group] = row["selected"]
-
-    def _record(self, **new: Any) -> None:
-        """Write ensemble.json with what is new; refuse other data than it was made with."""
-        path = self.output_dir / "ensemble.json"
-        record = read_json(path) if path.exists() else {}
-        for key, what in (("labeled", "labelled images"), ("training", "training arguments")):
-            if key in new and record.get(key, new[key]) != new[key]:
-                raise ValueError(
-                    f"{path} was made with other {what}: {record[key]}, now {new[key]}; use another output_dir"
-                )
-        record |= {
-            "schema": SCHEMA,
-            "label_names": self.label_names,
-            "members": {spec.id: spec.to_dict() for spec in self.specs},
-            "versions": {name: metadata.version(name) for name in VERSIONS},
-            **new,
-        }
-        write_json(path, record)
+        folder = self.output_dir / "predictions" / f"{key}-{tta}"
+        paths = {spec.id: (folder / f"{spec.id}.safetensors") for spec in specs}
+        about = {spec.id: {"ids": key, "member": spec.id, "tta": str(tta)} for spec in specs}
+        answers: dict[str, Answer] = {}
+        for spec in specs:
+            saved = read_tensors(paths[spec.id], about[spec.id])
+            if saved is not None and ("features" in saved or not features):
+                answers[spec.id] = saved
+        missing = [spec for spec in specs if spec.id not in answers]
+        for spec in missing:
+            self._check_trained(spec)
+        said = ask_members(missing, [self._folder(spec) for spec in missing], self.label_names, dataset, tta)
+        for spec, answer in zip(missing, said, strict=True):
+            kept = answer if features else {"logits": answer["logits"]}
+            write_tensors(paths[spec.id], kept, about[spec.id])
+            answers[spec.id] = kept
+        return [answers[spec.id] for spec in specs]

@@ -1,9 +1,11 @@
-"""Training one member or student, and asking it: the only place where models, processors and data meet."""
+"""Training one member or student, from its backbone to its adapter folder."""
 
 import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,16 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
-from transformers import AutoImageProcessor, TrainingArguments
+from transformers import AutoImageProcessor, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
-from transformers.utils.logging import tqdm
 
 from .augmentation import View
-from .data import ViewCollator
+from .data import MixCollator, ViewCollator, with_arrays
+from .drop_path import add_drop_path
 from .members import MemberSpec
 from .modeling_classifier import load_classifier
-from .storage import save_adapter
+from .prefix import FeatureCache, FrozenPrefix, PrefixCollator, count_frozen_blocks
+from .storage import read_json, save_adapter
 from .structure import find_structure
 from .trainer import SelfTrainingTrainer
 
@@ -48,7 +51,10 @@ def build_member(spec: MemberSpec, label_names: Sequence[str]) -> Any:
         method.modules_to_save = [find_structure(base).head]  # type: ignore[attr-defined]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
-        return get_peft_model(base, method)
+        model = get_peft_model(base, method)
+    if spec.drop_path:
+        add_drop_path(model, spec.drop_path, first=count_frozen_blocks(model))
+    return model
 
 
 def load_member(spec: MemberSpec, label_names: Sequence[str], folder: Path) -> Any:
@@ -70,13 +76,24 @@ def train(
     folder: Path,
     views: Sequence[View],
     card: str,
-) -> dict[str, float]:
-    """Trains a member and saves its adapter in the folder; goes on from a checkpoint beside it if there is one.
+    *,
+    beside: Dataset | None = None,
+    cache: FeatureCache | None = None,
+    until: float = 1.0,
+) -> None:
+    """Train a member and save its adapter in the folder; go on from a checkpoint beside it if there is one.
 
-    Returns:
-        The number of steps. (The Trainer's loss is left out: after a resume it is a mean over the last part only.)
+    `metrics.json` has the number of steps. (The Trainer's loss is left out: after a resume it is a mean over the last
+    part only.)
+
+    Args:
+        beside: labelled images with soft labels, of which each batch gets as many again.
+        cache: for features of frozen blocks, which are then computed once for all members; see `prefix`.
+        until: with less than 1, stop at this share of the training, with nothing but a checkpoint.
     """
-    scratch = folder.with_name(folder.name + ".trainer")
+    scratch = scratch_of(folder)
+    if until < 1 and _is_trained(scratch, until):
+        return
     own = dataclasses.replace(
         args,
         output_dir=str(scratch),
@@ -88,50 +105,71 @@ def train(
         save_total_limit=1,
         **spec.training,
     )
-    trainer = SelfTrainingTrainer(
-        model=build_member(spec, label_names),
-        args=own,
-        train_dataset=dataset,
-        data_collator=ViewCollator(load_processor(spec), views, seed=spec.seed),
-    )
-    checkpoint = get_last_checkpoint(str(scratch)) if scratch.exists() else None
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.is_world_process_zero():
-        save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder, card)
+    model = build_member(spec, label_names)
+    dataset = with_arrays(dataset)
+    collator = ViewCollator(load_processor(spec), views, seed=spec.seed)
+    if beside is not None:
+        collator = MixCollator(collator.processor, views, seed=spec.seed, beside=with_arrays(beside))
+    with ExitStack() as stack:
+        if cache is not None and (prefix := _find_prefix(model, own, collator, dataset)):
+            source = (spec.backbone, spec.pooling, str(prefix.autocast))
+            collator = PrefixCollator(
+                collator.processor, views, seed=spec.seed, images=dataset, prefix=prefix, cache=cache, source=source
+            )
+            dataset = dataset.remove_columns("image")
+            own.dataloader_num_workers = 0  # the cache is in this process
+        trainer = SelfTrainingTrainer(model=model, args=own, train_dataset=dataset, data_collator=collator)
+        trainer.remove_callback(PrinterCallback)  # with disable_tqdm it would print a line for each member
+        if until < 1:
+            trainer.add_callback(_StopCallback(until))
+        if isinstance(collator, PrefixCollator):
+            stack.enter_context(collator.prefix.skip())
+        checkpoint = get_last_checkpoint(str(scratch)) if scratch.exists() else None
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    if until == 1 and trainer.is_world_process_zero():
+        metrics = {"global_step": float(result.global_step)}
+        save_adapter(trainer.accelerator.unwrap_model(trainer.model), folder, card, metrics)
         shutil.rmtree(scratch, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
-    return {"global_step": float(result.global_step)}
 
 
-@torch.no_grad()
-def predict(
-    model: Any, processor: Any, dataset: Dataset, batch_size: int, *, tta: int = 1, seed: int = 0, desc: str = ""
-) -> dict[str, torch.Tensor]:
-    """Logits and features of all images.
+def scratch_of(folder: Path) -> Path:
+    """Where checkpoints of a member are while it is trained."""
+    return folder.with_name(folder.name + ".trainer")
 
-    Args:
-        tta: with 1, one clean pass; with more, the mean of the logits of so many weakly augmented passes.
 
-    Returns:
-        `logits` `(N, C)` and `features` `(N, D)`, what the head reads, of the last pass, in float32.
-    """
-    features: list[torch.Tensor] = []
-    head = model.get_submodule("base_model.model." + str(find_structure(model.base_model.model).head))
-    hook = head.register_forward_pre_hook(lambda module, args: features.append(args[0].float().cpu()))
-    device = next(model.parameters()).device
-    total: torch.Tensor | None = None
-    try:
-        for number in range(tta):
-            collator = ViewCollator(processor, ("weak" if tta > 1 else "none",), seed=seed, epoch=number)
-            features.clear()
-            parts = []
-            for start in tqdm(range(0, len(dataset), batch_size), desc=desc, leave=False, disable=not desc):
-                rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
-                pixel_values = collator(rows)["pixel_values"].to(device)
-                parts.append(model(pixel_values=pixel_values).logits.float().cpu())
-            logits = torch.cat(parts) if parts else torch.zeros(0, model.base_model.model.num_labels)
-            total = logits if total is None else total + logits
-    finally:
-        hook.remove()
-    assert total is not None
-    return {"logits": total / tta, "features": torch.cat(features) if features else torch.zeros(0, 1)}
+def find_checkpoint(folder: Path) -> Path:
+    """The adapter of a member that was stopped on the way."""
+    return Path(str(get_last_checkpoint(str(scratch_of(folder)))))
+
+
+def _is_trained(scratch: Path, until: float) -> bool:
+    """Whether there is a checkpoint of this share of the training."""
+    checkpoint = get_last_checkpoint(str(scratch)) if scratch.exists() else None
+    if checkpoint is None:
+        return False
+    state = read_json(Path(checkpoint) / "trainer_state.json")
+    return bool(state["global_step"] >= ceil(until * state["max_steps"]))
+
+
+def _find_prefix(model: Any, args: TrainingArguments, collator: ViewCollator, dataset: Dataset) -> FrozenPrefix | None:
+    """The frozen blocks that training can leave out, if there are some."""
+    count = count_frozen_blocks(model)
+    if not count or args.torch_compile or args.n_gpu > 1:
+        return None
+    row = {"image": dataset[0]["image"], "id": ""}
+    shape = ViewCollator(collator.processor)([row])["pixel_values"].shape[1:]
+    autocast = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    return FrozenPrefix(model, count, tuple(shape), autocast)
+
+
+class _StopCallback(TrainerCallback):
+    """Stops, with a checkpoint, at a share of the training."""
+
+    def __init__(self, until: float):
+        self.until = until
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop behind the last step of this part."""
+        if state.global_step >= ceil(self.until * state.max_steps):
+            control.should_save = control.should_training_stop = True

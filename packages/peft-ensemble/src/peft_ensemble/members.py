@@ -27,6 +27,8 @@ class MemberSpec:
         method: a config of peft or of this package.
         training: values for `TrainingArguments` that differ from the ensemble's.
         augmentation: the view of the labelled images: `"none"`, `"weak"` or `"strong"`.
+        drop_path: rate at which the last block drops its branches in training, in [0, 1); see `add_drop_path`. Blocks
+            before the first adapter drop nothing.
         pooling: the head, see `load_classifier`.
         seed: of the weights, the order of the images and their views.
         group: members of one group are candidates, of which one is selected. By default each is a group of its own.
@@ -46,6 +48,7 @@ class MemberSpec:
     method: PeftConfig
     training: Mapping[str, Any] = field(default_factory=dict)
     augmentation: View = "weak"
+    drop_path: float = 0.0
     pooling: Pooling = "native"
     seed: int = 0
     group: str = ""
@@ -57,6 +60,8 @@ class MemberSpec:
             raise ValueError(f"training takes fields of TrainingArguments other than folders and seeds, got {unknown}")
         if self.augmentation not in get_args(View):
             raise ValueError(f"augmentation must be one of {', '.join(get_args(View))}, got {self.augmentation!r}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
         if self.pooling not in get_args(Pooling):
             raise ValueError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {self.pooling!r}")
         if not self.group:
@@ -83,6 +88,7 @@ class MemberSpec:
             "method": json.loads(json.dumps(method, default=str, sort_keys=True)),
             "training": dict(self.training),
             "augmentation": self.augmentation,
+            "drop_path": self.drop_path,
             "pooling": self.pooling,
             "seed": self.seed,
             "group": self.group,
@@ -102,7 +108,7 @@ class MemberSpec:
         Args:
             backbones, methods, seeds: what the members are.
             search: candidates of each: fields of `TrainingArguments` (`learning_rate`, `weight_decay`, ...), of the
-                method (`bottleneck`, `r`, ...), or `augmentation`.
+                method (`bottleneck`, `r`, ...), `augmentation` or `drop_path`.
             pooling: of all members.
 
         Raises:
@@ -115,7 +121,7 @@ class MemberSpec:
         for backbone, (number, method), seed in product(backbones, enumerate(methods), seeds):
             for values in product(*search.values()):
                 chosen = dict(zip(search, values, strict=True))
-                augmentation = chosen.pop("augmentation", "weak")
+                member = {key: chosen.pop(key) for key in ("augmentation", "drop_path") if key in chosen}
                 own = {key: chosen.pop(key) for key in list(chosen) if hasattr(method, key)}
                 config = copy.deepcopy(method)
                 for key, value in own.items():
@@ -125,7 +131,7 @@ class MemberSpec:
                     backbone=backbone,
                     method=config,
                     training=chosen,
-                    augmentation=augmentation,
+                    **member,
                     pooling=pooling,
                     seed=seed,
                     group=f"{backbone} {number} {seed}",

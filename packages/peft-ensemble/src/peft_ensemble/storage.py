@@ -56,11 +56,11 @@ def read_tensors(path: Path, metadata: dict[str, str]) -> dict[str, torch.Tensor
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is not a dict)
 
 
-def save_adapter(model: Any, folder: Path, card: str) -> None:
-    """Save a `PeftModel` as an ordinary adapter folder.
+def save_adapter(model: Any, folder: Path, card: str, metrics: Mapping[str, Any]) -> None:
+    """Save a `PeftModel` as an ordinary adapter folder, with its card and `metrics.json`, in one step.
 
-    peft writes sets in an order that changes from run to run; here they are sorted, so that equal adapters are equal
-    files.
+    A folder with `metrics.json` is whole; one without is not of this function, and is replaced. peft writes sets in an
+    order that changes from run to run; here they are sorted, so that equal adapters are equal files.
     """
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -71,8 +71,14 @@ def save_adapter(model: Any, folder: Path, card: str) -> None:
             config[key] = sorted(value)
     write_json(partial / "adapter_config.json", config)
     write_text(partial / "README.md", card)
+    write_json(partial / "metrics.json", metrics)
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_adapter` has written this folder."""
+    return (folder / "metrics.json").exists()
 
 
 def write_parquet(path: Path, table: Dataset) -> None:
