@@ -1,14 +1,26 @@
 """Statistics by simulation and against brute force, constants, rankings, pictures."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from hf_ava_bench import AbilityResult, Fingerprint, compare_rankings, compute_score, plot_fingerprints, plot_rankings
+from hf_ava_bench import (
+    AbilityResult,
+    Fingerprint,
+    compare_rankings,
+    compute_score,
+    plot_bins,
+    plot_fingerprints,
+    plot_rankings,
+    rank_towers,
+    statistical_ranks,
+)
+from hf_ava_bench.cli import main
 from hf_ava_bench.constants import fit_constant
 from hf_ava_bench.fingerprint import anchor
-from hf_ava_bench.ranking import statistical_ranks
+from hf_ava_bench.plots import _spread
 from hf_ava_bench.statistics import (
     bootstrap_interval,
     draw_means,
@@ -111,6 +123,15 @@ def test_constants_are_the_best_ones():
     assert value <= compute_score("color", ["[128, 128, 128]"] * 40, answers).value
 
 
+def test_constant_of_relative_depth_is_a_box_where_that_is_better_than_a_name():
+    pairs = [("car", "tree"), ("cone", "house"), ("dog", "bus"), ("house", "car")]
+    questions = [f"Which is closer, the {a} (red box) or the {b} (blue box)?" for a, b in pairs]
+    answers = ["tree", "house", "bus", "house"]  # blue three times, a name twice at most
+    constant = fit_constant("rel_depth", [{}] * 4, answers, questions)
+    assert constant == "blue"
+    assert compute_score("rel_depth", [constant] * 4, answers, questions=questions).value == 0.75
+
+
 def test_anchor_is_zero_without_vision_and_one_without_mistake():
     assert anchor(0.25, 0.25, 1) == 0
     assert anchor(1, 0.25, 1) == 1
@@ -159,8 +180,97 @@ def test_rankings_that_agree_and_one_swap():
     swaps = compare_rankings(small, other, samples=300).abilities["texture"]["swapped"]
     pairs = {swap["pair"]: (swap["significant_in_first"], swap["significant_in_second"]) for swap in swaps}
     assert pairs[("a", "c")] == (True, True)
-    with pytest.raises(ValueError, match="the same two or more towers"):
+    with pytest.raises(ValueError, match="the same towers on both sides"):
         compare_rankings(small, small[:2])
+    table = comparison.table()
+    assert "| scene | 1.00 |" in table
+    assert "3 towers: each of 3 pairs that swaps moves tau by 0.67" in table
+    assert "8.00 times the seconds" in table
+
+
+def test_all_abilities_together_are_ranked_by_mean_rank_and_not_by_mean_score():
+    # `a` is last in two of three abilities by little, and first in one by much.
+    shares = {
+        "a": {"scene": 0.95, "action": 0.50, "texture": 0.50},
+        "b": {"scene": 0.20, "action": 0.55, "texture": 0.55},
+    }
+    side = [fingerprint(tower, "m", own, n=1000) for tower, own in shares.items()]
+    comparison = compare_rankings(side, side, samples=100)
+    assert comparison.mean_ranks[0] == pytest.approx({"a": 5 / 3, "b": 4 / 3})
+    assert comparison.overall["top_1_agrees"]
+    turned = {"a": shares["a"], "b": {**shares["b"], "action": 0.3, "texture": 0.3}}
+    other = compare_rankings(
+        side, [fingerprint(tower, "o", own, n=1000) for tower, own in turned.items()], samples=100
+    )
+    assert other.overall["tau_b"] == -1  # by mean scores `a` is first on both sides
+
+
+def test_items_of_two_kinds_are_not_ranked_together():
+    side = [fingerprint(tower, "m", shares) for tower, shares in SHARES.items()]
+    real = [replace(f, abilities={name: replace(r, synthetic=False) for name, r in f.abilities.items()}) for f in side]
+    held = [
+        replace(f, abilities={name: replace(r, split_origin="holdout") for name, r in f.abilities.items()})
+        for f in side
+    ]
+    for others in (real, held):
+        with pytest.raises(ValueError, match="not comparable"):
+            compare_rankings(side, others)
+        with pytest.raises(ValueError, match="not comparable"):
+            rank_towers([side[0], others[1]])
+    short = replace(side[1], abilities={n: replace(r, values={"0000": 1.0}) for n, r in side[1].abilities.items()})
+    with pytest.raises(ValueError, match="the same items for all towers"):
+        rank_towers([side[0], short])
+    with pytest.raises(ValueError, match="each once, got a, a"):
+        rank_towers([side[0], side[0]])
+    with pytest.raises(ValueError, match="must be one of statistical, point"):
+        rank_towers(side, rank="best")
+
+
+def test_pairs_are_tested_with_holm_and_ranks_shared():
+    shares = {"a": 0.8, "b": 0.799, "c": 0.3}
+    towers = [fingerprint(tower, "m", {"scene": share, "action": share}) for tower, share in shares.items()]
+    ranking = rank_towers(towers)
+    assert ranking.ranks["scene"] == {"a": 1.5, "b": 1.5, "c": 3.0}
+    assert ranking.mean_ranks == {"a": 1.5, "b": 1.5, "c": 3.0}
+    found = {pair["pair"]: pair for pair in ranking.pairs["action"]}
+    assert found["a", "b"]["p_holm"] > 0.05
+    assert found["a", "c"]["p_holm"] < 0.01
+    assert found["a", "c"]["difference"] == pytest.approx(0.5, abs=0.1)
+    assert all(pair["p_holm"] >= pair["p"] for pair in found.values())
+    assert "4 of 6 pairs differ" in ranking.table()
+    assert rank_towers(towers, rank="point").ranks["scene"] in ({"a": 1.0, "b": 2.0, "c": 3.0}, ranking.ranks["scene"])
+
+
+def test_less_is_better_where_the_metric_is_an_error():
+    errors = {"good": 0.1, "bad": 0.9}
+    towers = []
+    for tower, error in errors.items():
+        values = dict.fromkeys(map(str, range(30)), error)
+        result = AbilityResult(
+            metric="mae_gt", value=error, interval=(0, 1), n=30, coverage=1.0, n_unparsable=0, m0=1.0, m1=0.0,
+            score=1 - error, score_interval=(0, 1), split_origin="source", synthetic=True, values=values,
+        )  # fmt: skip
+        towers.append(
+            Fingerprint(tower=tower, llm="m", profile={}, seed=0, num_tokens=1, abilities={"counting": result})
+        )
+    ranking = rank_towers(towers)
+    assert ranking.ranks["counting"] == {"good": 1.0, "bad": 2.0}
+    assert ranking.pairs["counting"][0]["difference"] == pytest.approx(0.8)
+
+
+def test_command_ranks_and_compares(tmp_path, capsys):
+    for head, seed in (("small", 0), ("large", 1)):
+        for tower, shares in SHARES.items():
+            fingerprint(tower, head, shares, seed=seed).save(tmp_path / head / tower / "fingerprint.json")
+    small, large = ([str(tmp_path / head / tower) for tower in SHARES] for head in ("small", "large"))
+    assert main(["rank", *small, "--plot", str(tmp_path / "radar.png")]) == 0
+    assert "| a |" in capsys.readouterr().out
+    slopes = tmp_path / "slopes.svg"
+    assert main(["rank", *small, "--against", *large, "--plot", str(slopes)]) == 0
+    assert "| mean rank |" in capsys.readouterr().out
+    assert slopes.exists()
+    assert main(["rank", *small, "--against", *large[:2]]) == 1
+    assert "the same towers on both sides" in capsys.readouterr().err
 
 
 def test_towers_that_the_items_do_not_tell_apart_share_a_rank():
@@ -170,11 +280,24 @@ def test_towers_that_the_items_do_not_tell_apart_share_a_rank():
     assert ranks["a"] == ranks["b"] == 1.5
 
 
+def test_labels_of_equal_ranks_do_not_overlap():
+    places = _spread({"a": 1.0, "b": 1.0, "c": 1.1, "d": 3.0}, 0.2)
+    assert places == pytest.approx({"a": 1.0, "b": 1.2, "c": 1.4, "d": 3.0})
+
+
 def test_pictures_are_drawn(tmp_path):
     small = [fingerprint(tower, "small", shares) for tower, shares in SHARES.items()]
     radar = plot_fingerprints(small, tmp_path / "radar.png")
     assert radar.read_bytes()[:4] == b"\x89PNG"
     slopes = plot_rankings(compare_rankings(small, small, samples=50), tmp_path / "slopes.svg")
     assert b"<svg" in slopes.read_bytes()
+    counts = {name: compute_score("counting", [name], ["3"]) for name in ("3", "5")}
+    assert plot_bins(counts, tmp_path / "bins.png").read_bytes()[:4] == b"\x89PNG"
+    scenes = compute_score("scene", ["sea"], ["sea"])
+    assert plot_bins({"m": scenes}, tmp_path / "classes.png").exists()
+    with pytest.raises(ValueError, match="scores of one ability, got counting, scene"):
+        plot_bins({**counts, "x": scenes}, tmp_path / "x.png")
+    with pytest.raises(ValueError, match="'color' has no bins"):
+        plot_bins({"m": compute_score("color", ["red"], ["red"])}, tmp_path / "x.png")
     with pytest.raises(ValueError, match="with the same abilities"):
         plot_fingerprints([small[0], fingerprint("d", "m", {"scene": 0.5})], tmp_path / "x.png")

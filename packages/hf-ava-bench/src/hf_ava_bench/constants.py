@@ -9,22 +9,30 @@ import numpy as np
 from hf_ava_bench.abilities import find_ability
 from hf_ava_bench.functional import Array, anls, box_iou, ciede2000, srgb_to_lab
 from hf_ava_bench.scorers.texts import normalize_text
+from hf_ava_bench.scoring import compute_score
 
 MOST = 500
 """Train items that a search over candidates looks at."""
 
 
-def fit_constant(ability: str, structs: Sequence[dict[str, Any]], answers: Sequence[str]) -> str:
+def fit_constant(
+    ability: str,
+    structs: Sequence[dict[str, Any]],
+    answers: Sequence[str],
+    questions: Sequence[str] | None = None,
+    options: Sequence[Sequence[str]] | None = None,
+) -> str:
     """Returns the one answer with the best mean metric on train items.
 
-    Classes: the most frequent. Counts and depths: the median weighted by `1 / g`, which minimises the mean relative
-    error. Boxes: coordinate descent on a grid. Colours: the best of a grid and of the train colours. Texts: the best
-    of the train texts.
+    Classes: the most frequent; for the nearer of two things also the one in the red or in the blue box. Counts and
+    depths: the median weighted by `1 / g`, which minimises the mean relative error. Boxes: coordinate descent on a
+    grid. Colours: the best of a grid and of the train colours. Texts: the best of the train texts.
 
     Args:
         ability (`str`): the ability.
         structs (sequence of `dict`): `answer_struct` of train items.
         answers (sequence of `str`): their answers.
+        questions, options (sequences, *optional*): theirs, for `rel_depth`.
 
     Example:
 
@@ -37,7 +45,9 @@ def fit_constant(ability: str, structs: Sequence[dict[str, Any]], answers: Seque
     """
     kind = find_ability(ability).answer
     if kind == "class":
-        return Counter(sorted(answers)).most_common(1)[0][0]
+        frequent = Counter(sorted(answers)).most_common(1)[0][0]
+        candidates = (frequent, "red", "blue") if ability == "rel_depth" else (frequent,)
+        return max(candidates, key=lambda text: _accuracy(ability, text, answers, questions, options))
     if kind == "number":
         value = _weighted_median(np.array([struct["number"] for struct in structs]))
         return f"{value:g} meters" if ability == "abs_depth" else f"{value:g}"
@@ -47,6 +57,16 @@ def fit_constant(ability: str, structs: Sequence[dict[str, Any]], answers: Seque
     if kind == "rgb":
         return str([round(float(value)) for value in _best_color(np.array([s["rgb"] for s in chosen], dtype=float))])
     return _best_text([str(struct["text"]) for struct in chosen])
+
+
+def _accuracy(
+    ability: str,
+    text: str,
+    answers: Sequence[str],
+    questions: Sequence[str] | None,
+    options: Sequence[Sequence[str]] | None,
+) -> float:
+    return compute_score(ability, [text] * len(answers), answers, questions=questions, options=options).value
 
 
 def _weighted_median(values: Array) -> float:

@@ -1,13 +1,15 @@
 """Pictures of fingerprints. Need the extra `plots`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hf_ava_bench.abilities import ABILITIES
+from hf_ava_bench.comparison import RankingComparison
 from hf_ava_bench.fingerprint import Fingerprint
-from hf_ava_bench.ranking import RankingComparison
+from hf_ava_bench.scoring import Score
 
 
 def _new_figure(**options: Any) -> Any:
@@ -88,8 +90,7 @@ def plot_rankings(
     Example:
 
     ```python
-    >>> from hf_ava_bench import plot_rankings
-    >>> from hf_ava_bench.ranking import RankingComparison
+    >>> from hf_ava_bench import RankingComparison, plot_rankings
     >>> comparison = RankingComparison(n=2, towers=("a", "b"), abilities={}, overall={"tau_b": 1.0},
     ...                                mean_ranks=({"a": 1.0, "b": 2.0}, {"a": 1.2, "b": 1.8}), friedman=({}, {}),
     ...                                cost_ratio=None)
@@ -98,16 +99,92 @@ def plot_rankings(
 
     ```
     """
-    figure = _new_figure(figsize=(4, 4.5), layout="constrained")
+    figure = _new_figure(figsize=(5, 1.5 + 0.5 * max(4, comparison.n)), layout="constrained")
     axes = figure.add_subplot()
+    places = [_spread(ranks, 0.045 * comparison.n) for ranks in comparison.mean_ranks]
     for tower in comparison.towers:
         ranks = [ranks[tower] for ranks in comparison.mean_ranks]
-        axes.plot([0, 1], ranks, marker="o")
-        axes.annotate(tower, (1, ranks[1]), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8)
+        (line,) = axes.plot([0, 1], ranks, marker="o")
+        for x, side, place in ((0, "right", places[0][tower]), (1, "left", places[1][tower])):
+            axes.text(
+                x + (0.04 if x else -0.04), place, tower, ha=side, va="center", fontsize=8, color=line.get_color()
+            )
     axes.set_xticks([0, 1], list(labels))
-    axes.set_xlim(-0.1, 1.6)
+    axes.set_xlim(-0.7, 1.7)
     axes.invert_yaxis()
     axes.set_ylabel("mean rank over abilities")
     axes.set_title(f"tau-b {comparison.overall['tau_b']:.2f}, n = {comparison.n} towers", fontsize=9)
     figure.savefig(path, dpi=150)
     return Path(path)
+
+
+def _spread(ranks: Mapping[str, float], gap: float) -> dict[str, float]:
+    """Returns the ranks moved down where they are closer than `gap`, so that their labels do not overlap."""
+    places: dict[str, float] = {}
+    last = float("-inf")
+    for tower, rank in sorted(ranks.items(), key=lambda item: (item[1], item[0])):
+        last = places[tower] = max(rank, last + gap)
+    return places
+
+
+def plot_bins(scores: Mapping[str, Score], path: str | Path) -> Path:
+    """Draws the headline metric of several models in each bin of the truth as bars, and returns the path.
+
+    Args:
+        scores (mapping of `str` to `Score`): name of a model -> its score; all of one ability.
+        path (`str` or `Path`): a `.png`, `.svg` or `.pdf` file.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: if there are no scores, they are of several abilities, or the ability has no bins.
+
+    Example:
+
+    ```python
+    >>> from hf_ava_bench import compute_score, plot_bins
+    >>> truth = ["3", "8", "25"]
+    >>> scores = {"small": compute_score("counting", ["3", "5", "9"], truth),
+    ...           "large": compute_score("counting", ["3", "8", "20"], truth)}
+    >>> plot_bins(scores, "bins.png").name
+    'bins.png'
+
+    ```
+    """
+    abilities = {score.ability for score in scores.values()}
+    if len(abilities) != 1:
+        raise ValueError(f"Expected scores of one ability, got {', '.join(sorted(abilities)) or 'none'}.")
+    first = next(iter(scores.values()))
+    bins = list(dict.fromkeys(name for score in scores.values() for name in score.bins))
+    if not bins:
+        raise ValueError(f"{first.ability!r} has no bins.")
+    figure = _new_figure(figsize=(max(4.0, 1.2 + 0.9 * len(bins)), 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    width = 0.8 / len(scores)
+    for i, (model, score) in enumerate(scores.items()):
+        heights = [score.bins.get(name, {}).get(score.metric, np.nan) for name in bins]
+        axes.bar(np.arange(len(bins)) + (i - (len(scores) - 1) / 2) * width, heights, width, label=model)
+    counts = [max(score.bins.get(name, {"n": 0})["n"] for score in scores.values()) for name in bins]
+    axes.set_xticks(
+        range(len(bins)), [f"{_name_bin(name)}\nn = {n}" for name, n in zip(bins, counts, strict=True)], fontsize=8
+    )
+    better = "higher" if first.higher_is_better else "lower"
+    axes.set_ylabel(f"{first.metric} ({better} is better)")
+    axes.set_xlabel(
+        "class" if ABILITIES[first.ability].answer == "class" else f"{_OF_BINS[first.ability]} of the truth"
+    )
+    axes.set_title(first.ability.replace("_", " "), fontsize=9)
+    if len(scores) > 1:
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    return Path(path)
+
+
+_OF_BINS = {"abs_depth": "meters", "counting": "number", "localization": "share of the image", "ocr": "characters"}
+
+
+def _name_bin(name: str) -> str:
+    """`"5_10"` as "5-10" and `"20_"` as "20 and more"; classes as they are."""
+    low, _, high = name.partition("_")
+    if not low.replace(".", "", 1).isdigit():
+        return name
+    return f"{low} to {high}" if high else f"{low} and more"

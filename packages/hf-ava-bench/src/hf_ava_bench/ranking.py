@@ -1,183 +1,184 @@
-"""Do two heads rank the same towers alike? Correlations with intervals, swapped pairs, ranks with ties."""
+"""How one head ranks towers: ranks with ties, which pairs the items tell apart, and whether ranks are chance."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import combinations
+from typing import Any, Literal
 
 import numpy as np
 
-from hf_ava_bench.fingerprint import Fingerprint, anchor
+from hf_ava_bench.abilities import ABILITIES
+from hf_ava_bench.fingerprint import Fingerprint
 from hf_ava_bench.functional import Array
 from hf_ava_bench.statistics import (
     bootstrap_interval,
-    draw_means,
     friedman_test,
-    kendall_tau_b,
+    holm,
     nemenyi_difference,
     rank_average,
-    spearman,
+    sign_flip_test,
 )
+
+Rank = Literal["statistical", "point"]
+RANKS = ("statistical", "point")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingComparison:
-    """How alike two sets of fingerprints of the same towers are.
+class TowerRanking:
+    """The ranks of towers under one head.
 
-    `abilities` holds for each ability, and `overall` for the mean over abilities: `tau_b`, its bootstrap interval
-    `tau_interval`, `spearman`, `top_1_agrees`, `max_displacement` and the pairs of towers that are `swapped`, with
-    whether each set tells them apart. `n` is the number of towers: the fewer, the coarser tau.
+    `ranks` holds the rank of each tower in each ability, 1 for the best, and `mean_ranks` their mean over abilities.
+    `pairs` holds for each ability all pairs of towers with the mean `difference` of the metric (positive where the
+    first is better), the `p` of a paired sign-flip test and `p_holm`, corrected for the number of pairs. `friedman`
+    tests whether mean ranks are chance; mean ranks differ where they are `nemenyi_difference` apart.
 
     Example:
 
     ```python
-    >>> from hf_ava_bench import RankingComparison
-    >>> list(RankingComparison.__dataclass_fields__)[:3]
-    ['n', 'towers', 'abilities']
+    >>> from hf_ava_bench import TowerRanking
+    >>> ranking = TowerRanking(rank="point", ranks={"scene": {"a": 1.0, "b": 2.0}}, mean_ranks={"a": 1.0, "b": 2.0},
+    ...                        pairs={"scene": []}, friedman={"statistic": 1.0, "p": 0.5})
+    >>> print(ranking.table())
+    | tower | scene | mean rank |
+    |---|---|---|
+    | a | 1 | 1.00 |
+    | b | 2 | 2.00 |
+    <BLANKLINE>
+    1 ability, 2 towers, Friedman p 0.500. Ranks by point scores.
 
     ```
     """
 
-    n: int
-    towers: tuple[str, ...]
-    abilities: Mapping[str, Mapping[str, Any]]
-    overall: Mapping[str, Any]
-    mean_ranks: tuple[Mapping[str, float], Mapping[str, float]]
-    friedman: tuple[Mapping[str, float], Mapping[str, float]]
-    cost_ratio: float | None
+    rank: str
+    ranks: Mapping[str, Mapping[str, float]]
+    mean_ranks: Mapping[str, float]
+    pairs: Mapping[str, Sequence[Mapping[str, Any]]]
+    friedman: Mapping[str, float]
+
+    def table(self) -> str:
+        """Returns the ranks as a Markdown table, the best tower first."""
+        names = sorted(self.ranks)
+        lines = [f"| tower | {' | '.join(names)} | mean rank |", "|---" * (len(names) + 2) + "|"]
+        for tower, mean in sorted(self.mean_ranks.items(), key=lambda item: (item[1], item[0])):
+            own = " | ".join(f"{self.ranks[name][tower]:g}" for name in names)
+            lines.append(f"| {tower} | {own} | {mean:.2f} |")
+        abilities = f"{len(names)} abilit{'y' if len(names) == 1 else 'ies'}"
+        note = f"{abilities}, {len(self.mean_ranks)} towers, Friedman p {self.friedman['p']:.3f}"
+        if "nemenyi_difference" in self.friedman:
+            note += f", mean ranks differ from {self.friedman['nemenyi_difference']:.2f} on (Nemenyi, 0.05)"
+        told = sum(pair["p_holm"] < 0.05 for pairs in self.pairs.values() for pair in pairs)
+        total = sum(map(len, self.pairs.values()))
+        if total:
+            note += f"; {told} of {total} pairs differ (sign-flip test, Holm in each ability, 0.05)"
+        by = (
+            "Towers that the items do not tell apart share a rank"
+            if self.rank == "statistical"
+            else "Ranks by point scores"
+        )
+        return "\n".join([*lines, "", f"{note}. {by}."])
 
 
-def compare_rankings(
-    first: Sequence[Fingerprint], second: Sequence[Fingerprint], *, samples: int = 1_000, seed: int = 0
-) -> RankingComparison:
-    """Returns how alike two heads rank the same towers, e.g. a small and a large language model.
-
-    Intervals come from resampling the test items, the same ones for all towers of a set.
+def rank_towers(fingerprints: Sequence[Fingerprint], *, rank: Rank = "statistical", seed: int = 0) -> TowerRanking:
+    """Returns the ranks of towers in each ability and over all of them.
 
     Args:
-        first, second (sequences of `Fingerprint`): one for each tower, the same towers on both sides.
-        samples (`int`, defaults to 1000): bootstrap draws.
-        seed (`int`, defaults to 0): their seed.
+        fingerprints (sequence of `Fingerprint`): one for each tower, of the same items.
+        rank (`str`, defaults to `"statistical"`):
+            `"statistical"` shares ranks where the items do not tell towers apart, see [`statistical_ranks`], `"point"`
+            ranks the scores as they are.
+        seed (`int`, defaults to 0): seed of the draws.
 
     Raises:
-        ValueError: if towers or abilities differ, or there are fewer than two towers.
+        ValueError: for fewer than two towers, a tower that comes twice, or abilities, items or kinds of items that
+            differ.
 
     Example:
 
     ```python
-    >>> from hf_ava_bench import AbilityResult, Fingerprint, compare_rankings
-    >>> def fingerprint(tower, llm, share):
-    ...     values = {str(i): float(i < 100 * share) for i in range(100)}
-    ...     result = AbilityResult(metric="accuracy", value=share, interval=(0, 1), n=100, coverage=1, n_unparsable=0,
-    ...                            m0=0.1, m1=1.0, score=(share - 0.1) / 0.9, score_interval=(0, 1), values=values,
-    ...                            split_origin="source", synthetic=True)
-    ...     return Fingerprint(tower=tower, llm=llm, profile={}, seed=0, num_tokens=16, abilities={"scene": result})
-    >>> small = [fingerprint("a", "small", 0.9), fingerprint("b", "small", 0.5)]
-    >>> large = [fingerprint("a", "large", 0.8), fingerprint("b", "large", 0.6)]
-    >>> compare_rankings(small, large).overall["tau_b"]
-    1.0
+    >>> from hf_ava_bench import AbilityResult, Fingerprint, rank_towers
+    >>> def fingerprint(tower, share):
+    ...     values = {str(i): float(i < share) for i in range(50)}
+    ...     result = AbilityResult(metric="accuracy", value=share / 50, interval=(0, 1), n=50, coverage=1,
+    ...                            n_unparsable=0, m0=0.1, m1=1.0, score=share / 50, score_interval=(0, 1),
+    ...                            split_origin="source", synthetic=True, values=values)
+    ...     return Fingerprint(tower=tower, llm="m", profile={}, seed=0, num_tokens=9, abilities={"scene": result})
+    >>> ranking = rank_towers([fingerprint("a", 40), fingerprint("b", 40), fingerprint("c", 10)])
+    >>> ranking.mean_ranks, [pair["p_holm"] < 0.01 for pair in ranking.pairs["scene"]]
+    ({'a': 1.5, 'b': 1.5, 'c': 3.0}, [False, True, True])
 
     ```
     """
-    sides = [{fingerprint.tower: fingerprint for fingerprint in side} for side in (first, second)]
-    towers = tuple(sorted(sides[0]))
-    if set(sides[0]) != set(sides[1]) or len(towers) < 2 or len(towers) != len(first) or len(towers) != len(second):
-        raise ValueError(
-            f"Expected the same two or more towers on both sides, each once, got {sorted(sides[0])} and "
-            f"{sorted(sides[1])}."
-        )
-    names = {tuple(sorted(fingerprint.abilities)) for side in sides for fingerprint in side.values()}
+    if rank not in RANKS:
+        raise ValueError(f"`rank` must be one of {', '.join(RANKS)}, got {rank!r}.")
+    towers, abilities = check_side(fingerprints)
+    points = np.array([[f.abilities[name].score for f in fingerprints] for name in abilities])
+    if rank == "statistical":
+        ranks = {name: statistical_ranks(fingerprints, name, seed=seed) for name in abilities}
+    else:
+        rows = (rank_average(row).tolist() for row in points)
+        ranks = {name: dict(zip(towers, row, strict=True)) for name, row in zip(abilities, rows, strict=True)}
+    return TowerRanking(
+        rank=rank,
+        ranks=ranks,
+        mean_ranks={tower: float(np.mean([own[tower] for own in ranks.values()])) for tower in towers},
+        pairs={name: _test_pairs(fingerprints, name, seed) for name in abilities},
+        friedman=judge_ranks(points, seed),
+    )
+
+
+def check_side(fingerprints: Sequence[Fingerprint]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns the towers and the abilities of fingerprints that may be ranked together, and raises if they may not."""
+    towers = tuple(fingerprint.tower for fingerprint in fingerprints)
+    if len(towers) < 2 or len(set(towers)) != len(towers):
+        raise ValueError(f"Expected two or more towers, each once, got {', '.join(towers) or 'none'}.")
+    names = {tuple(sorted(fingerprint.abilities)) for fingerprint in fingerprints}
     if len(names) != 1 or not next(iter(names)):
         raise ValueError(f"Expected the same abilities in all fingerprints, got {sorted(names)}.")
     abilities = next(iter(names))
-    points = [_scores(side, towers, abilities) for side in sides]  # (num_abilities, num_towers) each
-    draws = [_score_draws(side, towers, abilities, samples, seed) for side in sides]  # (samples, abilities, towers)
-    table = {
-        name: _compare(points[0][i], points[1][i], draws[0][:, i], draws[1][:, i], towers)
-        for i, name in enumerate(abilities)
-    }
-    overall = _compare(
-        points[0].mean(axis=0), points[1].mean(axis=0), draws[0].mean(axis=1), draws[1].mean(axis=1), towers
-    )
-    return RankingComparison(
-        n=len(towers),
-        towers=towers,
-        abilities=table,
-        overall=overall,
-        mean_ranks=(_mean_ranks(points[0], towers), _mean_ranks(points[1], towers)),
-        friedman=(_friedman(points[0], seed), _friedman(points[1], seed)),
-        cost_ratio=_cost_ratio(sides),
-    )
-
-
-def _scores(side: Mapping[str, Fingerprint], towers: Sequence[str], abilities: Sequence[str]) -> Array:
-    return np.array([[side[tower].abilities[name].score for tower in towers] for name in abilities])
-
-
-def _score_draws(
-    side: Mapping[str, Fingerprint], towers: Sequence[str], abilities: Sequence[str], samples: int, seed: int
-) -> Array:
-    """Returns bootstrap draws of anchored scores; the items of an ability are drawn alike for all towers."""
-    draws = np.empty((samples, len(abilities), len(towers)))
-    for i, name in enumerate(abilities):
-        results = [side[tower].abilities[name] for tower in towers]
-        ids = sorted(results[0].values)
-        if any(sorted(result.values) != ids for result in results) or not ids:
+    for name in abilities:
+        results = [fingerprint.abilities[name] for fingerprint in fingerprints]
+        kinds = {(result.synthetic, result.split_origin) for result in results}
+        if len(kinds) != 1:
+            raise ValueError(
+                f"Items of {name!r} are synthetic in some fingerprints or held out in some, and not in others "
+                f"{sorted(kinds)}: these are not comparable."
+            )
+        if len({frozenset(result.values) for result in results}) != 1 or not results[0].values:
             raise ValueError(f"Expected the metric of the same items for all towers in {name!r}.")
-        values = np.array([[result.values[key] for result in results] for key in ids])
-        means = draw_means(values, samples=samples, seed=seed + i)
-        spans = [(result.m0, result.m1) for result in results]
-        for j, (m0, m1) in enumerate(spans):
-            draws[:, i, j] = [anchor(value, m0, m1) for value in means[:, j]]
-    return draws
+    return towers, abilities
 
 
-def _compare(a: Array, b: Array, a_draws: Array, b_draws: Array, towers: Sequence[str]) -> dict[str, Any]:
-    taus = [kendall_tau_b(x, y) for x, y in zip(a_draws, b_draws, strict=True)]
-    kept = [tau for tau in taus if not np.isnan(tau)]
-    interval = tuple(np.quantile(kept, [0.025, 0.975]).tolist()) if kept else (float("nan"), float("nan"))
-    rank_a, rank_b = rank_average(a), rank_average(b)
-    swapped = []
-    for i in range(len(towers)):
-        for j in range(i + 1, len(towers)):
-            if (a[i] - a[j]) * (b[i] - b[j]) < 0:
-                told = [_is_told(draws[:, i] - draws[:, j]) for draws in (a_draws, b_draws)]
-                pair = (towers[i], towers[j])
-                swapped.append({"pair": pair, "significant_in_first": told[0], "significant_in_second": told[1]})
-    return {
-        "tau_b": kendall_tau_b(a, b),
-        "tau_interval": interval,
-        "spearman": spearman(a, b),
-        "top_1_agrees": bool(np.argmax(a) == np.argmax(b)),
-        "max_displacement": float(np.abs(rank_a - rank_b).max()),
-        "swapped": swapped,
-    }
+def collect_values(fingerprints: Sequence[Fingerprint], ability: str) -> Array:
+    """Returns the metric of each item, `(num_items, num_towers)`, with its sign turned so that more is better."""
+    results = [fingerprint.abilities[ability] for fingerprint in fingerprints]
+    sign = 1.0 if ABILITIES[ability].higher_is_better else -1.0
+    return sign * np.array([[result.values[key] for result in results] for key in sorted(results[0].values)])
 
 
-def _is_told(differences: Array) -> bool:
-    low, high = np.quantile(differences, [0.025, 0.975])
-    return bool(low > 0 or high < 0)
+def _test_pairs(fingerprints: Sequence[Fingerprint], ability: str, seed: int) -> list[dict[str, Any]]:
+    values = collect_values(fingerprints, ability)
+    indices = list(combinations(range(len(fingerprints)), 2))
+    differences = [values[:, i] - values[:, j] for i, j in indices]
+    p_values = [sign_flip_test(difference, seed=seed) for difference in differences]
+    rows = zip(indices, differences, p_values, holm(p_values), strict=True)
+    return [
+        {
+            "pair": (fingerprints[i].tower, fingerprints[j].tower),
+            "difference": float(difference.mean()),
+            "p": p,
+            "p_holm": corrected,
+        }
+        for (i, j), difference, p, corrected in rows
+    ]
 
 
-def _mean_ranks(scores: Array, towers: Sequence[str]) -> dict[str, float]:
-    ranks = np.stack([rank_average(row) for row in scores]).mean(axis=0)
-    return {tower: float(rank) for tower, rank in zip(towers, ranks, strict=True)}
-
-
-def _friedman(scores: Array, seed: int) -> dict[str, float]:
+def judge_ranks(scores: Array, seed: int) -> dict[str, float]:
+    """Returns Friedman's test of scores `(num_abilities, num_towers)`, and Nemenyi's difference where it is tabled."""
     statistic, p = friedman_test(scores, seed=seed)
     result = {"statistic": statistic, "p": p}
     if 2 <= scores.shape[1] <= 10:
         result["nemenyi_difference"] = nemenyi_difference(scores.shape[1], scores.shape[0])
     return result
-
-
-def _cost_ratio(sides: Sequence[Mapping[str, Fingerprint]]) -> float | None:
-    """Returns how many times the seconds of the first side the second took, where both are recorded."""
-    seconds = [
-        sum(result.cost.get("train_seconds", 0.0) for f in side.values() for result in f.abilities.values())
-        for side in sides
-    ]
-    return seconds[1] / seconds[0] if all(seconds) else None
 
 
 def statistical_ranks(fingerprints: Sequence[Fingerprint], ability: str, *, seed: int = 0) -> dict[str, float]:
@@ -190,6 +191,9 @@ def statistical_ranks(fingerprints: Sequence[Fingerprint], ability: str, *, seed
         fingerprints (sequence of `Fingerprint`): one for each tower, of the same items.
         ability (`str`): the ability.
         seed (`int`, defaults to 0): seed of the draws.
+
+    Raises:
+        ValueError: for fewer than two towers, or towers, abilities or items that do not fit together.
 
     Example:
 
@@ -206,17 +210,17 @@ def statistical_ranks(fingerprints: Sequence[Fingerprint], ability: str, *, seed
 
     ```
     """
-    results = {fingerprint.tower: fingerprint.abilities[ability] for fingerprint in fingerprints}
-    ids = sorted(next(iter(results.values())).values)
-    sign = 1.0 if next(iter(results.values())).m1 > next(iter(results.values())).m0 else -1.0
-    values = {tower: np.array([result.values[key] for key in ids]) * sign for tower, result in results.items()}
+    towers, abilities = check_side(fingerprints)
+    if ability not in abilities:
+        raise ValueError(f"Expected one of the abilities {', '.join(abilities)} of the fingerprints, got {ability!r}.")
+    values = collect_values(fingerprints, ability)
     ranks = {}
-    for tower, own in values.items():
+    for i, tower in enumerate(towers):
         better = ties = 0
-        for other, theirs in values.items():
-            if other == tower:
+        for j in range(len(towers)):
+            if i == j:
                 continue
-            low, high = bootstrap_interval(theirs - own, seed=seed)
+            low, high = bootstrap_interval(values[:, j] - values[:, i], seed=seed)
             better += low > 0
             ties += low <= 0 <= high
         ranks[tower] = 1 + better + ties / 2

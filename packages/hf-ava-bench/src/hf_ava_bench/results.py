@@ -1,9 +1,11 @@
-"""From files of predictions and answers to a typed result."""
+"""From files of predictions and answers, or a table of items, to a typed result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import datasets
 
 from hf_ava_bench.abilities import find_ability
 from hf_ava_bench.files import hash_file
@@ -71,6 +73,44 @@ def score_files(
     files = {str(path): hash_file(Path(path)) for path in (predictions, ground_truth) if path is not None}
     versions = {name: metadata.version(name) for name in LIBRARIES}
     return {"schema": SCHEMA, "scores": scores, "files": files, "versions": versions}
+
+
+def score_items(table: datasets.Dataset, predictions: Sequence[str | None], **options: Any) -> Score:
+    """Returns the score of answers to the items of one ability, row by row.
+
+    Args:
+        table (`datasets.Dataset`): items, see [`load_ability`]. Questions, closed sets and sources are taken from it.
+        predictions (sequence of `str` or None): what the model wrote to each row.
+        **options: passed to [`compute_score`].
+
+    Raises:
+        ValueError: if there are no items, or not as many predictions.
+
+    Example:
+
+    ```python
+    >>> from hf_ava_bench import load_ability, score_items
+    >>> items = load_ability("scene", "mini", "test", n=4, image_size=32)
+    >>> score_items(items, list(items["answer"])).value
+    1.0
+
+    ```
+    """
+    if not len(table):
+        raise ValueError("Expected at least one item, got none.")
+    ability = find_ability(table[0]["ability"])
+    closed, sources = list(table["options"]), list(table["source"])
+    if ability.answer == "box":
+        options = {"coords": "unit", **options}
+    return compute_score(
+        ability.id,
+        predictions,
+        list(table["answer"]),
+        questions=list(table["question"]),
+        options=closed if all(closed) else None,
+        sources=sources if any(sources) else None,
+        **options,
+    )
 
 
 def _ability_of(entry: Entry, prediction: Entry, ability: str | None) -> str:

@@ -11,6 +11,10 @@ NEMENYI_05 = (1.960, 2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164)
 """Critical values of the studentised range for 2 to 10 systems, divided by the root of 2 (Demsar 2006, Table 5a)."""
 
 
+LARGEST = 2_000_000
+"""Numbers that are drawn at once."""
+
+
 def draw_means(
     values: npt.ArrayLike, *, samples: int = 2_000, seed: int = 0, clusters: Sequence[str] | None = None
 ) -> Array:
@@ -34,9 +38,12 @@ def draw_means(
         np.add.at(sums, index, array)
         counts = np.bincount(index).astype(float)
     means = np.empty((samples, *array.shape[1:]))
-    for sample in range(samples):
-        chosen = rng.integers(0, len(sums), len(sums))
-        means[sample] = sums[chosen].sum(axis=0) / counts[chosen].sum()
+    step = max(1, LARGEST // sums.size)
+    for start in range(0, samples, step):
+        part = means[start : start + step]
+        chosen = rng.integers(0, len(sums), (len(part), len(sums)))
+        sizes = counts[chosen].sum(axis=1).reshape(-1, *[1] * (array.ndim - 1))
+        part[:] = sums[chosen].sum(axis=1) / sizes
     return means
 
 
@@ -123,7 +130,7 @@ def rank_average(values: npt.ArrayLike) -> Array:
 
 
 def kendall_tau_b(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
-    """Returns Kendall's tau-b, which corrects for ties; NaN where one side is all ties.
+    """Returns Kendall's tau-b of `(n,)` and `(n,)`, which corrects for ties; NaN where one side is all ties.
 
     Example:
 
@@ -134,11 +141,17 @@ def kendall_tau_b(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
 
     ```
     """
-    x, y = (np.sign(np.subtract.outer(v, v)) for v in (np.asarray(a, float), np.asarray(b, float)))
-    upper = np.triu_indices(len(x), 1)
-    x, y = x[upper], y[upper]
-    size = np.sqrt((x != 0).sum() * (y != 0).sum())
-    return float((x * y).sum() / size) if size else float("nan")
+    return float(kendall_tau_b_rows(a, b))
+
+
+def kendall_tau_b_rows(a: npt.ArrayLike, b: npt.ArrayLike) -> Array:
+    """Returns Kendall's tau-b of each row of `(..., n)` and `(..., n)`."""
+    x, y = (np.asarray(values, dtype=np.float64) for values in (a, b))
+    i, j = np.triu_indices(x.shape[-1], 1)
+    x, y = np.sign(x[..., i] - x[..., j]), np.sign(y[..., i] - y[..., j])
+    size = np.sqrt((x != 0).sum(axis=-1) * (y != 0).sum(axis=-1))
+    taus: Array = np.divide((x * y).sum(axis=-1), size, out=np.full(size.shape, np.nan), where=size > 0)
+    return taus
 
 
 def spearman(a: npt.ArrayLike, b: npt.ArrayLike) -> float:
@@ -155,17 +168,18 @@ def friedman_test(scores: npt.ArrayLike, *, samples: int = 5_000, seed: int = 0)
         scores (array of shape `(num_abilities, num_towers)`): higher is better.
     """
     ranks = np.stack([rank_average(row) for row in np.asarray(scores, dtype=np.float64)])
-    observed = _friedman_statistic(ranks)
+    observed = float(_friedman_statistic(ranks))
     rng = np.random.default_rng(seed)
-    permuted = [_friedman_statistic(rng.permuted(ranks, axis=1)) for _ in range(samples)]
-    p = (1 + sum(value >= observed - 1e-12 for value in permuted)) / (samples + 1)
+    permuted = _friedman_statistic(rng.permuted(np.repeat(ranks[None], samples, axis=0), axis=2))
+    p = (1 + (permuted >= observed - 1e-12).sum()) / (samples + 1)
     return observed, float(p)
 
 
-def _friedman_statistic(ranks: Array) -> float:
-    n, k = ranks.shape
-    spread = ((ranks.mean(axis=0) - (k + 1) / 2) ** 2).sum()
-    return float(12 * n / (k * (k + 1)) * spread)
+def _friedman_statistic(ranks: Array) -> Array:
+    """Returns Friedman's statistic of ranks `(..., num_abilities, num_towers)`."""
+    n, k = ranks.shape[-2:]
+    statistic: Array = 12 * n / (k * (k + 1)) * ((ranks.mean(axis=-2) - (k + 1) / 2) ** 2).sum(axis=-1)
+    return statistic
 
 
 def nemenyi_difference(num_towers: int, num_abilities: int) -> float:
