@@ -4,7 +4,9 @@ Models of random weights (speed does not depend on them), 224 pixels, 200 classe
 base map. Each round runs all ways once, in turning order, and the first is dropped; a ratio is the median over rounds
 of CPU seconds on one thread, with its quartiles. `full backward`: the same maps by a forward with a graph and a
 backward through the whole model, all parameters requiring gradients; `frozen backward`: none of them, but the input.
-Memory: the weights and how far the resident set grows above what it is before, medians of five, and the growth alone.
+Memory: the weights and how far the resident set grows above what it is before, medians of five, and the growth alone;
+measured after all times, with large blocks taken from the system and given back to it, so that what the allocator
+keeps of freed blocks does not count.
 
 grad-cam imports torchvision, of which it uses nothing here. It takes part if FOVEA_GRAD_CAM names a folder made by
     pip install --no-deps --target DIR grad-cam==1.5.5 ttach opencv-python-headless
@@ -34,8 +36,10 @@ from transformers import (
 
 from finer_cam import FinerCAM, combine, select_references, upsample_maps
 
+# Model, images, rounds: every way runs for more than a second.
 SIZES = (("ViT-S/16", 1, 12), ("ResNet-50", 1, 12), ("DINOv2-S/14, pooled layer", 1, 12), ("ViT-S/16", 8, 5))
-NUM_MEMORY_SAMPLES = 5  # SIZES: model, images, rounds; every way runs for more than a second
+NUM_MEMORY_SAMPLES = 5
+M_MMAP_THRESHOLD = -3  # glibc's number of the option
 SIDE, NUM_LABELS, GAMMAS = 224, 200, [0.0, 0.3, 0.6, 1.0, 2.0]
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "num_labels": NUM_LABELS}
 MODELS: dict[str, tuple[Callable[[], nn.Module], str, int]] = {  # how to build it, target layer, leading tokens
@@ -199,6 +203,7 @@ def _status(key: str) -> int:
 def measure_memory(ways: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
     """MiB by which each way lets the resident set grow, five times, in turn."""
     names = ("forward", "finer_cam", "full_backward")
+    ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 2**16)
     samples: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(NUM_MEMORY_SAMPLES):
         for name in names:
@@ -215,39 +220,42 @@ def compare(what: str, values: np.ndarray, bar: float | None = None, *, at_most:
     return row
 
 
-def measure(name: str, batch_size: int, rounds: int, grad_cam: Any) -> list[dict[str, Any]]:
-    """The rows of one model."""
-    ways, path, weights = build_ways(name, batch_size, grad_cam)
-    samples = time_ways(ways, rounds)
+def compare_times(samples: dict[str, list[float]], path: str) -> list[dict[str, Any]]:
+    """The rows of CPU time of one model."""
     seconds = {way: np.array(values) for way, values in samples.items()}
-    growth = measure_memory(ways)
+    bar = ANALYTIC_BAR if path == "analytic" else AUTOGRAD_BAR
     rows = [
-        compare(
-            "ours / forward",
-            seconds["finer_cam"] / seconds["forward"],
-            ANALYTIC_BAR if path == "analytic" else AUTOGRAD_BAR,
-            at_most=True,
-        )
-        | {"forward_cpu_s": float(np.median(seconds["forward"])), "samples": {**samples, "growth_mib": growth}},
+        compare("ours / forward", seconds["finer_cam"] / seconds["forward"], bar, at_most=True)
+        | {"forward_cpu_s": float(np.median(seconds["forward"])), "samples": samples},
         compare("five gammas / one", seconds["finer_cam_5"] / seconds["finer_cam"]),
     ]
-    for what, slow, fast, bar in SPEEDUPS:
+    for what, slow, fast, least in SPEEDUPS:
         if slow in seconds:
-            rows.append(compare(what, seconds[slow] / seconds[fast], bar))
-        elif grad_cam is None:
+            rows.append(compare(what, seconds[slow] / seconds[fast], least))
+        elif "grad_cam" not in seconds:
             rows.append({"what": what, "skipped": "FOVEA_GRAD_CAM names no folder with grad-cam"})
-    median = {way: np.median(values) for way, values in growth.items()}
+    return rows
+
+
+def compare_memory(growth: dict[str, list[float]], weights: float) -> list[dict[str, Any]]:
+    """The rows of memory of one model."""
+    median, rows = np.median(growth["forward"]), []
     for way, label in (("finer_cam", "ours"), ("full_backward", "full backward")):
         bar = MEMORY_BAR if label == "ours" else None
-        ratio = (weights + np.array(growth[way])) / (weights + median["forward"])
+        ratio = (weights + np.array(growth[way])) / (weights + median)
         rows.append(compare(f"memory, {label} / forward", ratio, bar, at_most=True))
-        rows.append(compare(f"growth, {label} / forward", np.array(growth[way]) / median["forward"]))
-    return [{"model": name, "batch_size": batch_size, "path": path, **row} for row in rows]
+        rows.append(compare(f"growth, {label} / forward", np.array(growth[way]) / median))
+    rows[0]["samples"] = {"growth_mib": growth, "weights_mib": weights}
+    return rows
 
 
 def run(*, quick: bool) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
-    grad_cam, rows = load_grad_cam(), []
+    grad_cam, cases = load_grad_cam(), []
     for name, batch_size, rounds in SIZES[:1] if quick else SIZES:
-        rows += measure(name, batch_size, 1 if quick else rounds, grad_cam)
-    return rows
+        ways, path, weights = build_ways(name, batch_size, grad_cam)
+        rows = compare_times(time_ways(ways, 1 if quick else rounds), path)
+        cases.append(({"model": name, "batch_size": batch_size, "path": path}, rows, ways, weights))
+    for _, rows, ways, weights in cases:
+        rows += compare_memory(measure_memory(ways), weights)
+    return [case | row for case, rows, *_ in cases for row in rows]
