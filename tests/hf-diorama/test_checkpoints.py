@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import hf_diorama as dio
+from hf_diorama.worlds.creatures.taxonomy import build_tree
 
 
 def test_models_are_listed_with_folders() -> None:
@@ -49,3 +50,20 @@ def test_classifiers_tell_held_out_species(name: str, lowest: float) -> None:
     with torch.inference_mode():
         logits = model(**processor(ds["image"][:], return_tensors="pt")).logits
     assert (logits.argmax(1) == torch.tensor(ds["species"])).float().mean() >= lowest
+
+
+def test_clip_names_held_out_species_and_genera_by_their_texts() -> None:
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    path = dio.model_path("clip-nano")
+    processor = transformers.AutoProcessor.from_pretrained(path)
+    model = transformers.AutoModel.from_pretrained(path, dtype=torch.float32).eval()
+    assert type(model) is transformers.CLIPModel
+    tree = build_tree()
+    texts = [f"a photo of {' '.join(species.ranks)}." for species in tree]
+    ds = dio.load("creatures", "heldout", n=200, image_size=64)
+    inputs = processor(text=texts, images=ds["image"][:], padding=True, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        found = model(**inputs).logits_per_image.argmax(1)
+    truth = torch.tensor(ds["species"])
+    assert (found == truth).float().mean() >= 0.85
+    assert (found // 4 == truth // 4).float().mean() >= 0.98  # four species a genus, in the order of the tree

@@ -7,6 +7,7 @@ Run the same command again to go on from the last checkpoint. `evaluate_clip_nan
 
 import json
 import math
+from pathlib import Path
 
 import torch
 from species_training import train
@@ -41,7 +42,8 @@ def build_tokenizer() -> CLIPTokenizer:
     model = json.loads(learner.to_str())["model"]
     vocab = dict.fromkeys([*model["vocab"], *(f"{symbol}</w>" for symbol in alphabet)])
     numbered = {symbol: number for number, symbol in enumerate([*vocab, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=numbered, merges=[tuple(pair) for pair in model["merges"]])
+    merges = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(vocab=numbered, merges=merges, model_max_length=CONTEXT)
 
 
 class CaptionedCLIP(CLIPModel):
@@ -81,6 +83,16 @@ def build_model() -> CaptionedCLIP:
     return CaptionedCLIP(config)
 
 
+def save_processor(folder: Path) -> None:
+    """Writes the tokenizer and the image processor, the latter also by itself."""
+    square = {"height": 64, "width": 64}
+    images = CLIPImageProcessorPil(
+        size=square, crop_size=square, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    images.save_pretrained(folder)
+    CLIPProcessor(images, build_tokenizer()).save_pretrained(folder)
+
+
 if __name__ == "__main__":
     folder = train(
         "clip-nano",
@@ -89,8 +101,4 @@ if __name__ == "__main__":
         learning_rate=1.5e-3,
         prepare=lambda model: model.set_attn_implementation("eager"),  # faster than sdpa at 65 tokens on the CPU
     )
-    square = {"height": 64, "width": 64}
-    images = CLIPImageProcessorPil(
-        size=square, crop_size=square, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
-    )
-    CLIPProcessor(images, build_tokenizer()).save_pretrained(folder)
+    save_processor(folder)
