@@ -204,3 +204,9 @@ def bench(session: nox.Session) -> None:
     python(session, "benchmarks-hf/run.py", *session.posargs)
     if "--quick" not in session.posargs:
         python(session, "benchmarks-hf/plot.py")
+
+
+@nox.session(venv_backend="none", requires=["dev"], default=False)
+def claims(session: nox.Session) -> None:
+    """Say which claims of the papers hold on the nano models; `-- --run` measures them again first (hours)."""
+    python(session, "benchmarks-hf/claims.py", *session.posargs)
