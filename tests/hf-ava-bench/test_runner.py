@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTModel
 
 import hf_ava_bench.runner.head as runner_head
 from hf_ava_bench import Fingerprint, run_benchmark
+from hf_ava_bench.runner.encoders import KnownEncoder
 from hf_ava_bench.runner.head import IGNORED, AvaHead, Prompts, choose_options, generate_answers
 from hf_ava_bench.runner.profiles import PROFILES, Profile, find_profile
 from hf_ava_bench.runner.tiny import build_tiny_llm
@@ -195,8 +197,20 @@ def test_run_without_controls_says_so(tmp_path, llm):
         tiny_vit(), llm, tmp_path, ["scene"], source="mini", profile=LORA, progress=False, image_size=32, controls=()
     )
     assert any("no blind control" in warning for warning in fingerprint.warnings)
-    with pytest.raises(ValueError, match="may hold blind, shuffled"):
+    with pytest.raises(ValueError, match="may hold blind, shuffled, random, oracle"):
         run_benchmark(tiny_vit(), llm, tmp_path, ["scene"], source="mini", profile=LORA, controls=["deaf"])
+
+
+def test_controls_with_other_towers(tmp_path, llm):
+    controls = ("blind", "random", "oracle")
+    arguments = {"source": "mini", "profile": LORA, "progress": False, "image_size": 32, "controls": controls}
+    result = run_benchmark(tiny_vit(), llm, tmp_path, ["scene"], **arguments).abilities["scene"]
+    assert tuple(result.controls) == controls
+    assert all(0 <= score <= 1 for score in result.controls.values())
+    assert not isinstance(llm[0], PeftModel)
+    assert [path.name for path in (tmp_path / "heads").iterdir()] == ["scene"]
+    with pytest.raises(ValueError, match="patch-colour has none"):
+        run_benchmark(KnownEncoder("patch-colour"), llm, tmp_path, ["scene"], **arguments)
 
 
 def test_fingerprint_of_another_version_is_refused(tmp_path):

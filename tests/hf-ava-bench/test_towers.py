@@ -9,6 +9,8 @@ from torch import nn
 from hf_ava_bench import load_ability
 from hf_ava_bench.runner.encoders import KNOWN_ENCODERS, KnownEncoder
 from hf_ava_bench.runner.features import compute_features
+from hf_ava_bench.runner.head import AvaHead, Prompts
+from hf_ava_bench.runner.tiny import build_tiny_llm
 from hf_ava_bench.runner.towers import TokenLayout, VisionTower, find_layout, pool_tokens
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -34,6 +36,14 @@ FAMILIES = {
     "aimv2": (lambda: build("Aimv2VisionModel", "Aimv2VisionConfig", **SMALL, **PIXELS), 0),
     "internvl": (
         lambda: build("InternVLVisionModel", "InternVLVisionConfig", **SMALL, image_size=[32, 32], patch_size=[8, 8]),
+        1,
+    ),
+    "radio": (lambda: build("RadioModel", "RadioConfig", **SMALL, **PIXELS), 10),
+    "dpt": (
+        lambda: build(
+            "DPTModel", "DPTConfig", **SMALL, **PIXELS, backbone_out_indices=[0, 1, 1, 1], neck_hidden_sizes=[8] * 4,
+            fusion_hidden_size=8,
+        ),
         1,
     ),
     "vit-mae": (lambda: build("ViTMAEModel", "ViTMAEConfig", mask_ratio=0.0, **SMALL, **PIXELS), 1),
@@ -64,6 +74,50 @@ def test_maps_of_sam_are_flattened():
     tower = VisionTower(transformers.SamVisionModel(config).eval(), image_size=32)
     assert tower.features(torch.randn(1, 3, 32, 32)).shape == (1, 16, 32)
     assert tower.layout == TokenLayout(0, 4, 4)
+
+
+def test_tokens_of_hiera_are_in_the_order_of_the_image():
+    config = transformers.HieraConfig(
+        embed_dim=16, image_size=[32, 32], depths=[1, 1], num_heads=[1, 2], query_stride=[2, 2],
+        masked_unit_size=[2, 2], num_query_pool=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    tower = VisionTower(transformers.HieraModel(config).eval(), image_size=32, layer=0)
+    pixels = torch.randn(1, 3, 32, 32, requires_grad=True)
+    tokens = tower.features(pixels)
+    assert tower.layout == TokenLayout(0, 8, 8)
+    (gradient,) = torch.autograd.grad((tokens[0, 1] * torch.arange(16)).sum(), pixels)
+    seen = gradient[0].abs().sum(dim=0).nonzero()
+    assert seen[:, 0].max() < 8  # the second token is the second of the first row
+    assert seen[:, 1].min() > 0
+    assert seen[:, 1].max() < 12
+
+
+def test_random_tower_differs_in_weights_only():
+    tower = VisionTower(FAMILIES["clip"][0](), image_size=32, token_budget=4, layer=-1)
+    state = torch.get_rng_state()
+    other, again = tower.randomize(seed=1), tower.randomize(seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    image = Image.new("RGB", (32, 32), (10, 200, 30))
+    left, right = (which.encode([image], [""]) for which in (tower, other))
+    assert left.shape == right.shape == (1, 4, 32)
+    assert not torch.allclose(left, right)
+    assert other.key == again.key != tower.key
+
+
+def test_cached_and_fresh_tokens_give_one_loss(tmp_path):
+    table = load_ability("scene", "mini", "test", n=4, image_size=32)
+    tower = VisionTower(FAMILIES["vit"][0](), image_size=32)
+    fresh = tower.encode(table["image"][:], table["answer"][:])
+    for _ in range(2):  # written, then read
+        cached = compute_features(table, tower, tmp_path, dtype=torch.float32, progress=False)
+    half = compute_features(table, tower, tmp_path, progress=False)
+    model, tokenizer = build_tiny_llm(32, 1)
+    head, prompts = AvaHead(model, 32).eval(), Prompts(tokenizer, 16, "", 128)
+    batch = prompts.collate([prompts.encode(row["question"], row["answer"]) for row in table])
+    losses = [head(features=tokens, **batch)["loss"].item() for tokens in (fresh, cached, half)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-3)  # as stored by default
 
 
 def test_tokens_that_do_not_add_up_are_refused():

@@ -30,6 +30,8 @@ def run_benchmark(
     Tokens of images are kept in `out/../tokens` and shared by all runs there; each finished ability is a file in
     `out/abilities`, so that the same call goes on where it stopped. Heads are kept in `out/heads`.
 
+    Started by `accelerate launch` or `torchrun`, processes share each batch and the test items, and return the same.
+
     Args:
         vfm (`str`, `transformers.PreTrainedModel` or an object with `encode`):
             A model id or folder, a vision model, or a `hf_ava_bench.runner.towers.Tower`.
@@ -41,7 +43,10 @@ def run_benchmark(
         profile (`str` or `Profile`, defaults to `"paper"`): `"paper"`, `"fast"`, `"smoke"`, or one of your own.
         seed (`int`, defaults to 0): seed of new weights and of the order of items.
         controls (sequence of `str`, defaults to `("blind", "shuffled")`):
-            Heads that see zeros (trained again), and other images' tokens; both should be worth nothing.
+            `"blind"`, a head trained on zeros, and `"shuffled"`, other images' tokens: both should be worth nothing.
+            `"random"`, a head on the same architecture with new weights: what is learnt should be worth more.
+            `"oracle"`, a head on tokens that spell the answer: 1 unless the head or its training is what fails.
+            All but `"shuffled"` train a head for each ability.
         progress (`bool`, defaults to `True`): whether to show bars.
         **data: passed to [`load_ability`], e.g. `image_size` or `holdout`.
 

@@ -22,6 +22,7 @@ class Profile:
         warmup_ratio (`float`): share of the steps in which it rises.
         lora_r, lora_alpha (`int`): rank and scale of LoRA on every linear layer of the language model but its head.
         lora_dropout (`float`): dropout of LoRA.
+        bf16 (`bool`): train in bfloat16 where that is safe (autocast); the paper trains in half precision.
         train_llm (`bool`): train all of the language model instead of LoRA; for tiny ones without pre-training.
         n_train, n_test (`int` or None): most items of each ability.
         token_budget (`int` or None): most visual tokens an image.
@@ -39,6 +40,7 @@ class Profile:
     lora_r: int = 128
     lora_alpha: int = 256
     lora_dropout: float = 0.05
+    bf16: bool = False
     train_llm: bool = False
     n_train: int | None = None
     n_test: int | None = None

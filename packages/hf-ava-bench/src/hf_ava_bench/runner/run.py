@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets.utils import tqdm
 from peft import PeftModel
 from torch import nn
@@ -21,16 +22,18 @@ from hf_ava_bench.data import load_ability
 from hf_ava_bench.files import write_text
 from hf_ava_bench.fingerprint import AbilityResult, Fingerprint, anchor, read_result
 from hf_ava_bench.formats import read_json
+from hf_ava_bench.runner.encoders import KnownEncoder
 from hf_ava_bench.runner.features import compute_features
 from hf_ava_bench.runner.head import AvaHead, Prompts, choose_options, generate_answers
+from hf_ava_bench.runner.processes import get_state
 from hf_ava_bench.runner.profiles import Profile, find_profile
 from hf_ava_bench.runner.tiny import build_tiny_llm
-from hf_ava_bench.runner.towers import Tower, VisionTower
+from hf_ava_bench.runner.towers import Tower, VisionTower, find_name
 from hf_ava_bench.runner.training import build_head, save_head, train_head
 from hf_ava_bench.scoring import Score, compute_score
 from hf_ava_bench.statistics import bootstrap_interval
 
-CONTROLS = ("blind", "shuffled")
+CONTROLS = ("blind", "shuffled", "random", "oracle")
 LIBRARIES = ("datasets", "hf-ava-bench", "numpy", "peft", "torch", "transformers")
 
 
@@ -92,6 +95,8 @@ def run(
     chosen = [find_ability(name) for name in names]
     settings = find_profile(profile)
     tower = vfm if hasattr(vfm, "encode") else VisionTower(vfm, token_budget=settings.token_budget)
+    if "random" in controls and not hasattr(tower, "randomize"):
+        raise ValueError(f"The control 'random' needs a vision model with weights, and {tower.name} has none.")
     model, tokenizer, name = _load_llm(llm)
     plan = _Run(
         tower=tower,
@@ -103,20 +108,22 @@ def run(
         seed=seed,
         out=Path(out),
         controls=tuple(controls),
-        progress=progress,
+        progress=progress and get_state().is_main_process,
         data=data,
     )
     request = plan.request()
     results: dict[str, AbilityResult] = {}
     num_tokens = 0
     try:
-        for ability in tqdm(chosen, desc=tower.name, unit="ability", disable=not progress):
+        for ability in tqdm(chosen, desc=tower.name, unit="ability", disable=not plan.progress):
             path = plan.out / "abilities" / f"{ability.id}.json"
             stored = read_json(path) if path.exists() else {}
             if stored.get("request") != request:
                 result, tokens = _run_ability(plan, ability)
+                (result,) = broadcast_object_list([result])  # clocks differ
                 stored = {"request": request, "num_tokens": tokens, "result": asdict(result)}
-                write_text(path, json.dumps(stored) + "\n")
+                if get_state().is_main_process:
+                    write_text(path, json.dumps(stored) + "\n")
             results[ability.id] = read_result(stored["result"])
             num_tokens = int(stored["num_tokens"])
     finally:
@@ -131,7 +138,9 @@ def run(
         abilities=results,
         versions={library: metadata.version(library) for library in LIBRARIES},
     )
-    fingerprint.save(plan.out / "fingerprint.json")
+    if get_state().is_main_process:
+        fingerprint.save(plan.out / "fingerprint.json")
+    get_state().wait_for_everyone()
     return fingerprint
 
 
@@ -139,38 +148,62 @@ def _load_llm(llm: Any) -> tuple[nn.Module, Any, str]:
     if llm == "tiny":
         return *build_tiny_llm(), "tiny"
     if isinstance(llm, str):
-        loaded = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
-        return loaded, AutoTokenizer.from_pretrained(llm), Path(llm).name if Path(llm).is_dir() else llm
+        llm = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32), AutoTokenizer.from_pretrained(llm)
     model, tokenizer = llm
-    return model, tokenizer, type(model).__name__
+    return model, tokenizer, find_name(model)
 
 
 def _run_ability(plan: _Run, ability: Ability) -> tuple[AbilityResult, int]:
-    train, test = (
-        load_ability(ability.id, plan.source, split, n=n, **plan.data)
-        for split, n in (("train", plan.profile.n_train), ("test", plan.profile.n_test))
-    )
-    features = [
-        compute_features(table, plan.tower, plan.out.parent / "tokens", progress=plan.progress)
-        for table in (train, test)
-    ]
-    device = next(plan.llm.parameters()).device
-    head, prompts, cost = _train(plan, ability, train, features[0], name=ability.id)
-    score = _score(ability, test, _answer(plan, ability, head, prompts, test, features[1]))
-    constant = fit_constant(ability.id, list(train["answer_struct"]), list(train["answer"]))
+    with get_state().main_process_first():  # the others find its caches
+        train, test = (
+            load_ability(ability.id, plan.source, split, n=n, **plan.data)
+            for split, n in (("train", plan.profile.n_train), ("test", plan.profile.n_test))
+        )
+    tokens = _encode(plan, plan.tower, train, test)
+    head, prompts, cost = _train(plan, ability, train, tokens[0], name=ability.id)
+    score = _score(ability, test, _answer(plan, ability, head, prompts, test, tokens[1]))
+    columns = ("answer_struct", "answer", "question", "options")
+    constant = fit_constant(ability.id, *(list(train[column]) for column in columns))
     m0, m1 = _score(ability, test, [constant] * len(test)).value, ability.perfect
+    if get_state().is_main_process:
+        save_head(head, plan.out / "heads" / ability.id, ability.id)
     controls: dict[str, float] = {}
     if "shuffled" in plan.controls:
-        turned = features[1].roll(len(test) // 2 or 1, dims=0)
+        turned = tokens[1].roll(len(test) // 2 or 1, dims=0)
         wrong = _score(ability, test, _answer(plan, ability, head, prompts, test, turned))
         controls["shuffled"] = anchor(wrong.value, m0, m1)
-    save_head(head, plan.out / "heads" / ability.id, ability.id)
-    if "blind" in plan.controls:
-        zeros = [torch.zeros_like(tokens) for tokens in features]
-        blind, _, _ = _train(plan, ability, train, zeros[0], name=f"{ability.id}-blind")
-        unseen = _score(ability, test, _answer(plan, ability, blind.to(device), prompts, test, zeros[1]))
-        controls["blind"] = anchor(unseen.value, m0, m1)
-    return _summarize(score, test, m0, m1, controls, cost), features[0].shape[1]
+    for control in ("blind", "random", "oracle"):
+        if control in plan.controls:
+            seen = _control_tokens(plan, control, train, test, tokens)
+            controls[control] = anchor(_measure_control(plan, ability, control, train, test, seen).value, m0, m1)
+    return _summarize(score, test, m0, m1, controls, cost), tokens[0].shape[1]
+
+
+def _encode(plan: _Run, tower: Tower, *tables: Any) -> list[torch.Tensor]:
+    with get_state().main_process_first():
+        folder = plan.out.parent / "tokens"
+        return [compute_features(table, tower, folder, progress=plan.progress) for table in tables]
+
+
+def _control_tokens(plan: _Run, control: str, train: Any, test: Any, tokens: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns the tokens of train and test items that a control sees instead of the tower's."""
+    if control == "blind":
+        return [torch.zeros_like(part) for part in tokens]
+    tower = KnownEncoder("oracle") if control == "oracle" else plan.tower.randomize(plan.seed)  # type: ignore[attr-defined]
+    return _encode(plan, tower, train, test)
+
+
+def _measure_control(
+    plan: _Run, ability: Ability, control: str, train: Any, test: Any, tokens: list[torch.Tensor]
+) -> Score:
+    """Returns the score of a head trained on a control's tokens; its adapter is not kept."""
+    name = f"{ability.id}-{control}"
+    head, prompts, _ = _train(plan, ability, train, tokens[0], name=name)
+    score = _score(ability, test, _answer(plan, ability, head, prompts, test, tokens[1]))
+    if isinstance(plan.llm, PeftModel):
+        plan.llm.set_adapter(ability.id)
+        plan.llm.delete_adapter(name)
+    return score
 
 
 def _train(plan: _Run, ability: Ability, table: Any, tokens: torch.Tensor, name: str) -> tuple[AvaHead, Prompts, Any]:
@@ -197,10 +230,16 @@ def _train(plan: _Run, ability: Ability, table: Any, tokens: torch.Tensor, name:
 def _answer(
     plan: _Run, ability: Ability, head: AvaHead, prompts: Prompts, table: Any, tokens: torch.Tensor
 ) -> list[str]:
+    """Returns an answer to each item, from all processes in turn."""
     questions, options = list(table["question"]), list(table["options"])
-    if plan.profile.closed_sets == "loglik" and all(options):
-        return choose_options(head, prompts, tokens, questions, options)
-    return generate_answers(head, prompts, tokens, questions, max_new_tokens=ability.max_new_tokens)
+    closed = plan.profile.closed_sets == "loglik" and all(options)
+    with get_state().split_between_processes(list(range(len(questions)))) as rows:
+        asked = [questions[row] for row in rows]
+        if closed:
+            own = choose_options(head, prompts, tokens[rows], asked, [options[row] for row in rows])
+        else:
+            own = generate_answers(head, prompts, tokens[rows], asked, max_new_tokens=ability.max_new_tokens)
+    return list(gather_object(own))
 
 
 def _score(ability: Ability, table: Any, answers: Sequence[str]) -> Score:

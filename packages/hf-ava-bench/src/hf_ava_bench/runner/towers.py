@@ -1,5 +1,6 @@
 """Frozen vision towers: which tokens are patches, in one frame for all of them."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ class TokenLayout(NamedTuple):
     width: int
 
 
-_PREFIX_NAMES = ("cls_token", "class_embedding", "class_token", "register_tokens")
+_PREFIX_NAMES = ("cls_token", "class_embedding", "class_token", "cls_register_token", "register_tokens")
 
 
 def count_prefix_tokens(model: nn.Module) -> int:
@@ -114,7 +115,7 @@ class VisionTower:
         std: Sequence[float] = (0.5, 0.5, 0.5),
         revision: str | None = None,
     ):
-        self.name = model if isinstance(model, str) else type(model).__name__
+        self.name = find_name(model)
         if isinstance(model, str):
             model, mean, std = _load(model, revision, mean, std)
         if hasattr(model, "vision_model"):  # a model of two modalities
@@ -129,6 +130,24 @@ class VisionTower:
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(name.encode() + value.detach().to(torch.float32).cpu().numpy().tobytes())
         self.key = digest.hexdigest()
+
+    def randomize(self, seed: int = 0) -> "VisionTower":
+        """Returns a tower of the same architecture and settings with new weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = type(self.model)(copy.deepcopy(self.model.config))
+        tower = VisionTower(
+            model,
+            layer=self.layer,
+            image_size=self.image_size,
+            token_budget=self.token_budget,
+            layout=self.layout,
+            mean=self._mean.flatten().tolist(),
+            std=self._std.flatten().tolist(),
+        )
+        tower.model.to(next(self.model.parameters()).device)
+        tower.name = f"{self.name}, random"
+        return tower
 
     def preprocess(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Returns pixel values `(batch_size, 3, image_size, image_size)`."""
@@ -146,9 +165,8 @@ class VisionTower:
         """Returns the patch tokens of pixel values; differentiable."""
         parameter = next(self.model.parameters())
         output = self.model(pixel_values=pixel_values.to(parameter.device, parameter.dtype), output_hidden_states=True)
-        hidden = output.hidden_states[self.layer]
-        if hidden.ndim == 4:  # (batch, height, width, channels), as SAM has it, or channels first
-            hidden = hidden if hidden.shape[-1] == self.model.config.hidden_size else hidden.permute(0, 2, 3, 1)
+        hidden = _find_map(output, self.layer, self.model.config)
+        if hidden.ndim == 4:  # (batch, height, width, channels)
             layout = TokenLayout(0, hidden.shape[1], hidden.shape[2])
             hidden = hidden.flatten(1, 2)
         else:
@@ -160,6 +178,20 @@ class VisionTower:
         return pool_tokens(patches, layout, self.token_budget).float().cpu()
 
 
+def _find_map(output: Any, layer: int, config: Any) -> torch.Tensor:
+    """Returns the hidden state of a layer: a sequence, or a map `(batch, height, width, channels)` where it is one.
+
+    Models of several stages, as Hiera, have their tokens in another order than the image has them, and a map beside.
+    """
+    hidden: torch.Tensor = output.hidden_states[layer]
+    maps = getattr(output, "reshaped_hidden_states", None)
+    found = hidden if maps is None else maps[layer]
+    if found.ndim != 4:
+        return found
+    width = config.hidden_size if maps is None else hidden.shape[-1]
+    return found if found.shape[-1] == width else found.permute(0, 2, 3, 1)
+
+
 def pool_tokens(patches: torch.Tensor, layout: TokenLayout, budget: int | None) -> torch.Tensor:
     """Returns the grid pooled by areas to `budget` tokens, or as it is where it has no more than that."""
     if budget is None or layout.height * layout.width <= budget:
@@ -169,6 +201,12 @@ def pool_tokens(patches: torch.Tensor, layout: TokenLayout, budget: int | None) 
         raise ValueError(f"`token_budget` must be a square number, got {budget}.")
     grid = patches.transpose(1, 2).unflatten(2, (layout.height, layout.width))
     return nn.functional.adaptive_avg_pool2d(grid, side).flatten(2).transpose(1, 2)
+
+
+def find_name(model: Any) -> str:
+    """Returns the id or the last folder that a model comes from, or its class."""
+    source = model if isinstance(model, str) else getattr(model, "name_or_path", "")
+    return (Path(source).name if Path(source).is_dir() else source) or type(model).__name__
 
 
 def _load(name: str, revision: str | None, mean: Any, std: Any) -> tuple[Any, Any, Any]:

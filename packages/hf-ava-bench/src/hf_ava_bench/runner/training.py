@@ -1,6 +1,7 @@
 """One adapter and one connector for each ability, on one language model."""
 
 import copy
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from hf_ava_bench.runner.head import AvaHead, Prompts
+from hf_ava_bench.runner.processes import get_state
 from hf_ava_bench.runner.profiles import Profile
 
 
@@ -73,18 +75,30 @@ def train_head(
     seed: int,
     progress: bool,
 ) -> dict[str, float]:
-    """Trains connector and adapter with [`transformers.Trainer`] and returns its metrics."""
+    """Trains connector and adapter with [`transformers.Trainer`] and returns its metrics.
+
+    On several processes (`accelerate launch`, `torchrun`) they share each batch, so that the steps are those of one
+    process; a last batch that is not full is filled up with the first items.
+    """
+    processes = get_state().num_processes
+    if profile.batch_size % processes:
+        raise ValueError(
+            f"`batch_size` of the profile is shared by {processes} processes, and {profile.batch_size} is no multiple "
+            "of that."
+        )
     epochs = profile.localization_epochs if ability == "localization" else profile.epochs
     steps = max(1, round(len(table) / profile.batch_size * epochs))
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=epochs,
-        per_device_train_batch_size=profile.batch_size,
+        per_device_train_batch_size=profile.batch_size // processes,
         learning_rate=profile.learning_rate,
         weight_decay=0.0,
         lr_scheduler_type="cosine",
         warmup_steps=round(profile.warmup_ratio * steps),
         seed=seed,
+        bf16=profile.bf16,
+        use_cpu=not torch.accelerator.is_available(),
         save_strategy="no",
         logging_strategy="no",
         report_to="none",
@@ -101,9 +115,14 @@ def train_head(
         model=head, args=arguments, train_dataset=_Items(table, features, prompts), data_collator=collate
     )
     trainer.remove_callback(PrinterCallback)
-    result = trainer.train()
+    start = time.process_time()
+    metrics = trainer.train().metrics
     head.eval()
-    return {"train_loss": float(result.metrics["train_loss"]), "train_seconds": float(result.metrics["train_runtime"])}
+    return {
+        "train_loss": float(metrics["train_loss"]),
+        "train_seconds": float(metrics["train_runtime"]),
+        "train_cpu_seconds": time.process_time() - start,
+    }
 
 
 def save_head(head: AvaHead, folder: Path, ability: str) -> None:
