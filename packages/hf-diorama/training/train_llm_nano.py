@@ -41,7 +41,7 @@ SIZES = {
     "s": {"hidden_size": 80, "num_hidden_layers": 3, "intermediate_size": 224, "num_attention_heads": 4},
     "m": {"hidden_size": 160, "num_hidden_layers": 4, "intermediate_size": 560, "num_attention_heads": 4},
 }
-STEPS = {"s": 4_000, "m": 2_200}
+STEPS = {"s": 3_000, "m": 1_500}
 BATCH = 16
 
 
