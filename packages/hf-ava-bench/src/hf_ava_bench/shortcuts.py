@@ -21,7 +21,7 @@ def audit_shortcuts(train: datasets.Dataset, test: datasets.Dataset) -> dict[str
     """Returns the anchored scores of two predictors that have no vision to speak of.
 
     `question` gives, to each question, the answer that is best for it on train. `mean_color` divides images into eight
-    groups, by whether the mean of each channel is above the median of train, and answers alike in each. Scores near 0
+    groups, by whether the mean of each channel is above that of all of train, and answers alike in each. Scores near 0
     say that the items cannot be answered that way; a score well above it is worth what it is worth without the
     ability.
 
@@ -47,7 +47,7 @@ def audit_shortcuts(train: datasets.Dataset, test: datasets.Dataset) -> dict[str
     m0 = score_items(test, [overall] * len(test)).value
     m1 = find_ability(ability).perfect
     colors = [_mean_colors(table) for table in (train, test)]
-    middle = np.median(colors[0], axis=0)
+    middle = colors[0].mean(axis=0)
     groups: Mapping[str, tuple[Sequence[Any], Sequence[Any]]] = {
         "question": (columns["question"], list(test["question"])),
         "mean_color": ([*map(tuple, colors[0] > middle)], [*map(tuple, colors[1] > middle)]),
