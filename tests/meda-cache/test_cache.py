@@ -12,8 +12,9 @@ import torch
 from transformers import DynamicCache
 
 from meda_cache import CompressionConfig, MedaCache, attach
-from meda_cache.layer import MedaLayer, Reading
+from meda_cache.layer import MedaLayer
 from meda_cache.prompt import Prompt
+from meda_cache.reading import Reading
 from support.tiny_decoders import Family, build_family, run_steps
 
 
@@ -251,13 +252,17 @@ def test_a_prompt_that_failed_can_be_read_again(llava: Family) -> None:
     assert torch.equal(again, fresh)
 
 
-def test_second_turn_of_a_padded_batch_equals_each_prompt_alone() -> None:
+@pytest.mark.parametrize(
+    "options", [{"preset": "meda"}, {"preset": "balanced"}, {"recompress": "each_prefill"}], ids=str
+)
+def test_second_turn_of_a_padded_batch_equals_each_prompt_alone(options: dict[str, Any]) -> None:
     family = build_family("llama")
     inputs = family.prompts(0, 3)
     turn = torch.tensor([[7, 8, 9], [0, 11, 12]])  # the second row has padding in the middle
     turn_mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    rows = []
     with attach(family.model), torch.no_grad():
-        cache = MedaCache(family.model.config, preset="meda", keep_ratio=0.4)
+        cache = MedaCache(family.model.config, keep_ratio=0.4, **options)
         positions = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)
         family.model(**inputs, position_ids=positions, past_key_values=cache)
         cache.compress()
@@ -265,7 +270,7 @@ def test_second_turn_of_a_padded_batch_equals_each_prompt_alone() -> None:
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -3:]
         batch = family.model(input_ids=turn, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
         for row in range(2):
-            alone = MedaCache(family.model.config, preset="meda", keep_ratio=0.4)
+            alone = MedaCache(family.model.config, keep_ratio=0.4, **options)
             family.model(
                 input_ids=inputs["input_ids"][row : row + 1, inputs["attention_mask"][row].bool()],
                 past_key_values=alone,
@@ -273,6 +278,18 @@ def test_second_turn_of_a_padded_batch_equals_each_prompt_alone() -> None:
             alone.compress()
             logits = family.model(input_ids=turn[row : row + 1, turn_mask[row].bool()], past_key_values=alone).logits
             torch.testing.assert_close(logits[0, -1], batch[row, -1], atol=1e-4, rtol=1e-4)
+            rows.append(alone)
+        token = torch.tensor([[13], [14]])  # and it goes on: compressed anew where that is asked for
+        mask = torch.cat([mask, torch.ones_like(token)], dim=1)
+        positions = (mask.cumsum(dim=1) - 1)[:, -1:]
+        batch = family.model(
+            input_ids=token, attention_mask=mask, position_ids=positions, past_key_values=cache
+        ).logits
+        for row, alone in enumerate(rows):
+            logits = family.model(input_ids=token[row : row + 1], past_key_values=alone).logits
+            torch.testing.assert_close(logits[0], batch[row], atol=1e-4, rtol=1e-4)
+            budgets = [layer.budget[0] for layer in alone.stats().layers]
+            assert budgets == [layer.budget[row] for layer in cache.stats().layers]
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -318,7 +335,7 @@ def test_8192_tokens_need_little_memory_beside_the_cache(options: dict[str, Any]
     prompt = Prompt(visual_mask, torch.ones_like(visual_mask))
     layer.update(states, states)
     with torch.profiler.profile(profile_memory=True) as profile:
-        layer.reading = Reading(prompt, is_whole=True)
+        layer.reading = Reading(prompt, 0, is_whole=True)
         layer.observe(states, states, scaling=None, attention_mask=None)
         layer.complete(prompt)
         layer.compress(prompt, [410])

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import datasets
 import pytest
-from PIL import Image
 
-import hf_diorama
+datasets = pytest.importorskip("datasets", reason="the demo asks questions of hf-diorama, which is not installed")
+pytest.importorskip("hf_diorama", reason="the demo asks questions of hf-diorama, which is not installed")
+
+from PIL import Image  # noqa: E402
+
+import hf_diorama  # noqa: E402
 
 DEMO = Path(__file__).resolve().parents[2] / "packages" / "meda-cache" / "examples" / "demo.py"
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]

@@ -94,18 +94,100 @@ def test_configuration_of_the_text_part_with_images(llava: Family) -> None:
         llava.model(**llava.prompts(1), past_key_values=cache)
 
 
-def test_forward_that_failed_half_way(llava: Family) -> None:
-    cache = MedaCache(llava.model.config, keep_ratio=0.3)
-    with attach(llava.model), torch.no_grad():
-        llava.model(**llava.prompts(1), past_key_values=cache)
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_forward_that_failed_half_way_and_cannot_be_undone(named_family: Any, name: str) -> None:
+    """A turn of which some layers have taken statistics, or tokens that a sliding layer has taken in."""
+    family = named_family(name)
+    options = {"recompress": "each_prefill"} if name == "llava" else {}
+    cache = MedaCache(family.model.config, keep_ratio=0.3, **options)
+    turn = torch.tensor([[5, 6]])
+    types = {"token_type_ids": torch.zeros_like(turn)} if name == "gemma3" else {}
+    with attach(family.model), torch.no_grad():
+        family.model(**family.prompts(1), past_key_values=cache)
         cache.compress()
-        last = llava.model.model.language_model.layers[2]
-        hook = last.register_forward_pre_hook(lambda *_: 1 / 0)
+        hook = family.model.model.language_model.layers[3].register_forward_pre_hook(lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            llava.model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            family.model(input_ids=turn, **types, past_key_values=cache)
         hook.remove()
         with pytest.raises(RuntimeError, match=r"failed half way; call `cache.reset\(\)`"):
-            llava.model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+            family.model(input_ids=turn, **types, past_key_values=cache)
+        cache.reset()
+        family.model(**family.prompts(1), past_key_values=cache)
+
+
+class Interrupted:
+    """Raises at the attention of the third layer, once."""
+
+    def __init__(self, model: Any, error: type[BaseException]):
+        self.error = error
+        self.hook = model.model.language_model.layers[2].register_forward_pre_hook(self)
+
+    def __call__(self, *args: Any) -> None:
+        self.hook.remove()
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_interrupted_prompt_leaves_nothing_behind(llava: Family, error: type[BaseException]) -> None:
+    """torch calls no hooks for a KeyboardInterrupt: it is noticed by `generate`, `detach` and the next forward."""
+    inputs, options = llava.prompts(2), {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    cache = MedaCache(llava.model.config, keep_ratio=0.3)
+    with attach(llava.model):
+        expected = llava.model.generate(
+            **inputs, past_key_values=MedaCache(llava.model.config, keep_ratio=0.3), **options
+        )
+        Interrupted(llava.model, error)
+        with pytest.raises(error):
+            llava.model.generate(**inputs, past_key_values=cache, **options)
+        assert (cache.get_seq_length(), cache.prompt, cache.is_attached) == (0, None, False)
+        Interrupted(llava.model, error)
+        with torch.no_grad(), pytest.raises(error):
+            llava.model(**llava.prompts(1), past_key_values=cache)
+        again = llava.model.generate(**inputs, past_key_values=cache, **options)
+        assert torch.equal(again, expected)
+    cache.reset()
+    Interrupted(llava.model, error)
+    with torch.no_grad(), pytest.raises(error), attach(llava.model):
+        llava.model(**llava.prompts(1), past_key_values=cache)
+    assert (cache.get_seq_length(), cache.prompt, cache.is_attached) == (0, None, False)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize("options", [{}, {"preset": "none"}, {"recompress": "each_prefill"}], ids=str)
+def test_interrupted_step_can_be_taken_again(
+    llava: Family, options: dict[str, Any], error: type[BaseException]
+) -> None:
+    ratio = {} if options.get("preset") == "none" else {"keep_ratio": 0.3}
+    steps, logits = torch.tensor([[5, 6, 7]]), []
+    with attach(llava.model), torch.no_grad():
+        for is_interrupted in (False, True):
+            cache = MedaCache(llava.model.config, **ratio, **options)
+            llava.model(**llava.prompts(2), past_key_values=cache)
+            for step in steps.split(1, dim=1):
+                if is_interrupted:
+                    Interrupted(llava.model, error)
+                    with pytest.raises(error):
+                        llava.model(input_ids=step, past_key_values=cache)
+                logits.append(llava.model(input_ids=step, past_key_values=cache).logits)
+            logits.append(torch.tensor([layer.physical_length for layer in cache.managed_layers.values()]))
+    for undisturbed, interrupted in zip(logits[:4], logits[4:], strict=True):
+        assert torch.equal(undisturbed, interrupted)
+
+
+def test_generate_that_is_refused_leaves_no_declared_length(llava: Family) -> None:
+    cache = MedaCache(llava.model.config, keep_ratio=0.3)
+    with attach(llava.model), torch.no_grad():
+        with pytest.raises(ValueError, match="not used by the model"):
+            llava.model.generate(**llava.prompts(3), past_key_values=cache, max_new_tokens=2, nothing=1)
+        llava.model(**llava.prompts(1), past_key_values=cache)
+        cache.compress()
+    assert cache.prompt_length == llava.prompts(1)["input_ids"].shape[1]
+
+
+def test_offloading_without_a_gpu(llava: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="Expected a GPU to offload from, got none"):
+        MedaCache(llava.model.config, offloading=True)
 
 
 @pytest.mark.parametrize(

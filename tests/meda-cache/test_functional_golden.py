@@ -13,9 +13,9 @@ from meda_cache import (
     merge_tokens,
     select_tokens,
 )
+from meda_cache.allocation import weigh_layers
 from meda_cache.compression import CompressionConfig
 from meda_cache.ops.merge import find_nearest
-from meda_cache.policy import weigh_layers
 
 
 def case(arrays: dict[str, torch.Tensor], number: int) -> Any:

@@ -1,5 +1,6 @@
 """Key mass and row entropies: torch and Triton against float64."""
 
+import math
 from typing import Any
 
 import pytest
@@ -54,7 +55,6 @@ def test_statistics_equal_the_reference(shape: tuple[int, ...], mask: str, backe
             scaling=keys.shape[-1] ** -0.5,
             with_mass=True,
             head_reduction=head_reduction,
-            lse=None,
             **masks,
         )
         assert ours.key_mass is not None
@@ -74,33 +74,54 @@ def test_half_precision(backend: Any, device: str) -> None:
     queries, keys, masks = build(SHAPES["odd"], "causal", torch.bfloat16, device)
     ours = attention_statistics(queries, keys, head_reduction="mean_entropy", backend=backend, **masks)
     expected = reference.compute_statistics(
-        queries, keys, scaling=32**-0.5, with_mass=True, head_reduction="mean_entropy", lse=None, **masks
+        queries, keys, scaling=32**-0.5, with_mass=True, head_reduction="mean_entropy", **masks
     )
     for name, one, other in zip(("key_mass", "row_entropy"), (ours.key_mass, ours.row_entropy), expected, strict=True):
         compare(name, one, other, DTYPES["bf16"])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_a_given_lse_saves_a_pass_and_changes_nothing(backend: Any) -> None:
-    if backend == "triton":
-        require_triton()
+def test_a_given_lse_saves_a_pass_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_triton()
+    from meda_cache.ops.statistics import _triton
+
     queries, keys, masks = build(SHAPES["odd"], "all", torch.float32, "cpu")
     lse = (queries @ keys.repeat_interleave(2, dim=0).transpose(1, 2) * 32**-0.5).logsumexp(dim=-1)
-    with_lse = attention_statistics(queries, keys, head_reduction="mean_attention", lse=lse, backend=backend, **masks)
-    without = attention_statistics(queries, keys, head_reduction="mean_attention", backend=backend, **masks)
+    options: dict[str, Any] = {"head_reduction": "mean_attention", "backend": "triton", **masks}
+    without = attention_statistics(queries, keys, **options)
+    monkeypatch.setattr(_triton, "row_lse_fwd_kernel", None)
+    with_lse = attention_statistics(queries, keys, lse=lse, **options)
     torch.testing.assert_close(with_lse.key_mass, without.key_mass, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(with_lse.row_entropy, without.row_entropy, atol=1e-5, rtol=1e-5)
 
 
-def test_lse_of_the_attention_op_is_the_one_expected() -> None:
-    """What torch's CPU flash attention returns beside its output is in nats, of scaled scores."""
-    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    queries, keys, _ = build((2, 1, 40, 40, 16), "all", torch.float32, "cpu")
-    _, lse = operator(queries[None].contiguous(), keys[None], keys[None], 0.0, True)
-    positions = torch.arange(40)
-    masks = {"query_positions": positions, "key_positions": positions}
-    with_lse = attention_statistics(queries, keys, lse=lse[0], **masks)
-    torch.testing.assert_close(with_lse.key_mass, attention_statistics(queries, keys, **masks).key_mass)
+@pytest.mark.parametrize(("row_blocks", "key_blocks"), [(1, 1), (1, 125), (7, 125), (119, 7), (125, 125), (300, 3)])
+def test_few_rows_are_split_over_keys_until_the_gpu_is_busy(row_blocks: int, key_blocks: int) -> None:
+    require_triton()
+    from meda_cache.ops._triton import NUM_PROGRAMS
+    from meda_cache.ops.statistics._triton import split_keys
+
+    splits = math.ceil(key_blocks / split_keys(row_blocks, key_blocks))
+    assert splits <= key_blocks
+    assert row_blocks * splits <= max(NUM_PROGRAMS, row_blocks)
+    assert splits == key_blocks or row_blocks * splits >= NUM_PROGRAMS / 2 or row_blocks > NUM_PROGRAMS / 2
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_splits_of_the_keys_add_up(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One program for all keys, and one for each block of them: the last one short, some of them unseen."""
+    require_triton()
+    from meda_cache.ops.statistics import _triton
+
+    queries, keys, masks = build((1, 2, 5, 200, 16), mask, torch.float32, "cpu")
+    expected = reference.compute_statistics(
+        queries, keys, scaling=0.25, with_mass=False, head_reduction="mean_attention", **masks
+    )[1]
+    for blocks in (1, 3, 4):
+        monkeypatch.setattr(_triton, "split_keys", lambda row_blocks, key_blocks, blocks=blocks: blocks)
+        ours = attention_statistics(
+            queries, keys, with_mass=False, head_reduction="mean_attention", backend="triton", **masks
+        )
+        compare("row_entropy", ours.row_entropy, expected.nan_to_num(), torch.float32)  # type: ignore[arg-type, union-attr]
 
 
 def test_mass_adds_up_over_rows_and_follows_a_permutation_of_keys() -> None:

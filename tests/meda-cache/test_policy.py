@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from meda_cache import PRESETS, CompressionConfig, MedaCache, attach
+from meda_cache.allocation import weigh_layers
 from meda_cache.functional.scores import pool_window_mass, rank_within_images
-from meda_cache.policy import select_slots, weigh_layers
+from meda_cache.policy import select_slots
 from support.tiny_decoders import Family, build_family
 
 

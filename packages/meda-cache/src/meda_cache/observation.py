@@ -38,18 +38,23 @@ class PromptObserver:
         return other
 
     def observe_keys(
-        self, query_states: Tensor, key_states: Tensor, *, scaling: float | None, visible: Tensor | None
+        self,
+        query_states: Tensor,
+        key_states: Tensor,
+        *,
+        scaling: float | None,
+        visible: Tensor | None = None,
+        lse: Tensor | None = None,
     ) -> None:
         """Adds the attention of new queries `(num_heads, num_new, head_dim)` to all keys so far.
 
-        `visible` `(num_new, seq_len)` is the model's own mask where it isn't causal.
+        `visible` `(num_new, seq_len)` is the model's own mask where it isn't causal, and `lse` `(num_heads, num_new)`
+        what the attention op knows of the rows, see [`meda_cache.ops.statistics.attention_statistics`].
         """
         self._scaling = scaling
         if self.config.needs_mass:
-            self._add_mass(query_states, key_states, visible, with_entropy=False)
-        if self.config.score == "window":
-            queries = query_states if self.window is None else torch.cat([self.window, query_states], dim=1)
-            self.window = queries[:, -self.config.window_size :].clone()
+            self._add_mass(query_states, key_states, visible, lse, with_entropy=False)
+        self._add_window(query_states)
 
     def observe(
         self,
@@ -59,19 +64,23 @@ class PromptObserver:
         *,
         scaling: float | None,
         visible: Tensor | None,
+        lse: Tensor | None,
+        has_both: bool,
         is_whole: bool,
     ) -> None:
-        """Adds what [`observe_keys`] adds, and the entropies; `is_whole` if the prompt comes in this one forward."""
-        config, has_both = self.config, 0 < int(visual_mask.sum()) < len(visual_mask)
+        """Adds what [`observe_keys`] adds, and the entropies.
+
+        `has_both` says whether text and visual tokens have come, and `is_whole` whether this one forward is all.
+        """
+        config = self.config
         with_cross = config.needs_entropy and config.entropy == "cross" and (has_both or not is_whole)
         with_full = config.needs_entropy and (config.entropy == "full" or not has_both)
         if with_full:
             self._scaling = scaling
-            self._add_mass(query_states, key_states, visible, with_entropy=True)
-            if config.score == "window":
-                self.observe_keys(query_states, key_states, scaling=scaling, visible=visible)
+            self._add_mass(query_states, key_states, visible, lse, with_entropy=True)
+            self._add_window(query_states)
         else:
-            self.observe_keys(query_states, key_states, scaling=scaling, visible=visible)
+            self.observe_keys(query_states, key_states, scaling=scaling, visible=visible, lse=lse)
         if with_cross and config.causal:
             self._add_cross(query_states, key_states, visual_mask)
         elif with_cross and is_whole:
@@ -79,9 +88,9 @@ class PromptObserver:
         elif with_cross:
             self._held.append(query_states)
 
-    def complete(self, key_states: Tensor, visual_mask: Tensor) -> None:
+    def complete(self, key_states: Tensor, visual_mask: Tensor, *, has_both: bool) -> None:
         """Computes the entropy of the complete prompt from what has been seen of it."""
-        config, has_both = self.config, 0 < int(visual_mask.sum()) < len(visual_mask)
+        config = self.config
         if not config.needs_entropy:
             return
         self.entropy_kind = "cross" if config.entropy == "cross" and has_both else "full"
@@ -136,8 +145,19 @@ class PromptObserver:
             self.num_queries = self.num_queries.expand(kept.shape[0], -1).gather(1, kept)
         self.window = None  # those queries are no longer the last ones
 
+    def _add_window(self, query_states: Tensor) -> None:
+        if self.config.score == "window":
+            queries = query_states if self.window is None else torch.cat([self.window, query_states], dim=1)
+            self.window = queries[:, -self.config.window_size :].clone()
+
     def _add_mass(
-        self, query_states: Tensor, key_states: Tensor, visible: Tensor | None, *, with_entropy: bool
+        self,
+        query_states: Tensor,
+        key_states: Tensor,
+        visible: Tensor | None,
+        lse: Tensor | None,
+        *,
+        with_entropy: bool,
     ) -> None:
         config, (num_rows, num_keys) = self.config, (query_states.shape[1], key_states.shape[1])
         positions = torch.arange(num_keys, device=key_states.device)
@@ -160,6 +180,7 @@ class PromptObserver:
                 visible=None if visible is None else visible[index],
                 with_mass=with_mass,
                 head_reduction=head_reduction,
+                lse=None if lse is None else lse[:, index],
                 backend=config.backend,
             )
             if statistics.row_entropy is not None:

@@ -1,71 +1,19 @@
-"""The steps of a compression for one prompt: allocate budgets to layers, then select and merge in each."""
+"""What a layer does with its budget: it selects slots of a prompt, and merges the others into them."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from meda_cache.compression import CompressionConfig
-from meda_cache.functional.budgets import allocate_budgets
 from meda_cache.functional.merging import merge_and_count
 from meda_cache.functional.scores import rank_within_images
 from meda_cache.functional.selection import select_tokens
-from meda_cache.ops.merge._torch import gather_states
-
-PYRAMID_BETA = 20
-"""PyramidKV's ratio of the mean budget to that of the last layer (arXiv 2406.02069, section 4.2)."""
+from meda_cache.ops import gather_states
 
 Rotation = Callable[[Tensor, Tensor, bool], Tensor]
 """From keys `(num_heads, seq_len, head_dim)` and positions to keys that are rotated, or rotated back if True."""
-
-
-def weigh_layers(entropy: Tensor, config: CompressionConfig) -> Tensor:
-    """Returns the share of the budget that each layer asks for, adding up to 1, from entropies `(num_layers,)`."""
-    num_layers = len(entropy)
-    if callable(config.allocation):
-        weights = config.allocation(entropy).to("cpu", torch.float64)
-    elif config.allocation == "uniform":
-        weights = torch.ones(num_layers, dtype=torch.float64)
-    elif config.allocation == "pyramid":
-        low = 1 / PYRAMID_BETA
-        weights = torch.linspace(2 - low, low, num_layers, dtype=torch.float64)
-    elif config.allocation == "entropy":
-        weights = (entropy / config.temperature).softmax(dim=0)
-    else:
-        weights = torch.tensor(config.allocation, dtype=torch.float64)
-    if weights.shape != entropy.shape:
-        raise ValueError(
-            f"Expected `allocation` to give one weight for each of the {num_layers} layers, got shape "
-            f"{tuple(weights.shape)}."
-        )
-    return weights / weights.sum()
-
-
-def count_requested(keep_ratio: float, num_layers: int, seq_len: int) -> int:
-    """Returns the tokens to keep over all layers of a prompt of `seq_len` tokens, rounded half up."""
-    return math.floor(keep_ratio * num_layers * seq_len + 0.5)
-
-
-def allocate_prompt(
-    weights: Tensor, seq_len: int, num_slots: Sequence[int], num_text: Sequence[int], config: CompressionConfig
-) -> list[int]:
-    """Returns the budget of every layer for a prompt of `seq_len` tokens.
-
-    Args:
-        weights (`torch.Tensor` of shape `(num_layers,)`): share of each layer.
-        seq_len (`int`): tokens of the prompt.
-        num_slots (sequence of `int`): what each layer still stores of it: all of it the first time.
-        num_text (sequence of `int`): how much of that is text.
-        config (`CompressionConfig`): options.
-    """
-    floor = max(config.min_tokens, config.num_sinks + 1)
-    least = [
-        min(max(floor, config.num_sinks + text if config.text_policy == "protect" else 0), slots)
-        for slots, text in zip(num_slots, num_text, strict=True)
-    ]
-    total = count_requested(config.keep_ratio, len(num_slots), seq_len)
-    return allocate_budgets(weights, total, minimum=least, maximum=num_slots)
 
 
 def select_slots(scores: Tensor, image_index: Tensor, budget: int, config: CompressionConfig) -> Tensor:

@@ -1,6 +1,7 @@
 """What a prompt consists of: which tokens are visual, and which are tokens at all."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -8,7 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Prompt:
-    """Which tokens of the prompts are visual and which are tokens at all: `(batch_size, seq_len)`, bool."""
+    """Which tokens of the prompts are visual and which are tokens at all: `(batch_size, length)`, bool.
+
+    What the layers ask about it is found out once; lists have one entry per prompt, and cost a look at the masks.
+    """
 
     visual_mask: Tensor
     token_mask: Tensor
@@ -17,11 +21,28 @@ class Prompt:
         return len(self.token_mask)
 
     @property
-    def seq_length(self) -> int:
+    def length(self) -> int:
         """Number of tokens, padding included."""
         return self.token_mask.shape[1]
 
-    @property
+    @cached_property
+    def token_index(self) -> list[slice | Tensor]:
+        """Positions of the tokens: a slice, or a tensor on the CPU where there is padding between them."""
+        return [to_index(mask.nonzero().flatten()) for mask in self.token_mask.cpu()]
+
+    @cached_property
+    def num_tokens(self) -> list[int]:
+        """Number of tokens, without padding."""
+        counts: list[int] = self.token_mask.sum(dim=-1).tolist()
+        return counts
+
+    @cached_property
+    def has_both(self) -> list[bool]:
+        """Whether there are text and visual tokens."""
+        num_visual = (self.visual_mask & self.token_mask).sum(dim=-1).tolist()
+        return [0 < visual < tokens for visual, tokens in zip(num_visual, self.num_tokens, strict=True)]
+
+    @cached_property
     def image_index(self) -> Tensor:
         """Number of the image of each token, -1 for text.
 
@@ -44,6 +65,14 @@ class Prompt:
         """Returns the given rows."""
         rows = rows.to(self.token_mask.device)
         return Prompt(self.visual_mask[rows], self.token_mask[rows])
+
+
+def to_index(positions: Tensor) -> slice | Tensor:
+    """Returns ascending positions on the CPU as a slice if they follow one another: indexing then copies nothing."""
+    if len(positions) == 0:
+        return slice(0, 0)
+    first, last = int(positions[0]), int(positions[-1])
+    return slice(first, last + 1) if last - first == len(positions) - 1 else positions
 
 
 def read_prompt(
@@ -86,7 +115,9 @@ def read_prompt(
             "`inputs_embeds`; call `cache.expect(visual_mask=...)` before, or pass `input_ids` (and `pixel_values`)."
         )
     else:
-        visual = torch.isin(input_ids, torch.tensor(visual_token_ids, device=input_ids.device))
+        visual = torch.zeros_like(input_ids, dtype=torch.bool)
+        for token_id in visual_token_ids:
+            visual = visual | (input_ids == token_id)
         if token_types is not None and token_types.shape == shape:
             visual = visual | (token_types.to(visual.device) > 0)
     if attention_mask is None:

@@ -4,19 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from meda_cache.allocation import PromptBudgets
 from meda_cache.layer import MedaLayer
 from meda_cache.prompt import Prompt
-
-
-@dataclass(frozen=True, kw_only=True)
-class Allocation:
-    """The budgets of one prompt, a number for each compressed layer, and where they come from."""
-
-    entropies: list[float | None]
-    kind: str | None
-    weights: list[float]
-    budgets: list[int]
-    requested: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +122,9 @@ class CacheStats:
 
 
 def build_stats(
-    layers: Mapping[int, MedaLayer], prompt: Prompt | None, allocations: Sequence[Allocation], *, is_compressed: bool
+    layers: Mapping[int, MedaLayer], prompt: Prompt | None, budgets: Sequence[PromptBudgets], *, is_compressed: bool
 ) -> CacheStats:
-    """Returns the numbers of the compressed layers of a cache."""
+    """Returns the numbers of the compressed layers of a cache; `budgets` has an entry for each row of the batch."""
     found = []
     for number, (index, layer) in enumerate(layers.items()):
         kept_text, kept_visual = count_kept(layer, prompt)
@@ -142,20 +132,20 @@ def build_stats(
         found.append(
             LayerStats(
                 layer_idx=index,
-                logical_length=layer.seq_length,
+                logical_length=layer.logical_length,
                 physical_length=layer.physical_length,
                 stored_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
                 allocated_bytes=layer.count_allocated_bytes(),
-                entropy=[allocation.entropies[number] for allocation in allocations],
-                entropy_kind=[allocation.kind for allocation in allocations],
-                weight=[allocation.weights[number] for allocation in allocations],
-                budget=[allocation.budgets[number] for allocation in allocations],
+                entropy=[row.entropy[number] for row in budgets],
+                entropy_kind=[row.entropy_kind for row in budgets],
+                weight=[row.weight[number] for row in budgets],
+                budget=[row.budget[number] for row in budgets],
                 kept_text=kept_text,
                 kept_visual=kept_visual,
-                merged=layer.num_merged,
+                merged=[row.merged[number] for row in budgets],
             )
         )
-    requested = [allocation.requested for allocation in allocations]
+    requested = [row.requested for row in budgets]
     return CacheStats(is_compressed=is_compressed, layers=found, requested=requested)
 
 

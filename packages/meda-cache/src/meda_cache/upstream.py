@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
@@ -14,7 +15,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -61,6 +62,24 @@ def get_visual_token_ids(config: PreTrainedConfig) -> list[int]:
     return [token_id for token_id in ids if token_id is not None]
 
 
+def get_length(layer: Any) -> int | None:
+    """Returns the number of tokens that a cache layer has seen, None for one that does not count them."""
+    has_state = isinstance(layer, LinearAttentionCacheLayerMixin)  # which says nothing of its age
+    return layer.get_seq_length() if isinstance(layer, DynamicLayer) and not has_state else None
+
+
+def find_model(model: nn.Module) -> PreTrainedModel:
+    """Returns the outermost transformers model, the one whose `forward` gets `input_ids` and the cache.
+
+    Raises:
+        TypeError: if there is none.
+    """
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if isinstance(module, PreTrainedModel):
+            return module
+    raise TypeError(f"Expected a transformers model or a module that wraps one, got {type(model).__name__}.")
+
+
 def get_attention_implementation(model: PreTrainedModel) -> str:
     """Returns the name of the attention implementation of the decoder."""
     name: str = model.config.get_text_config(decoder=True)._attn_implementation
@@ -84,8 +103,8 @@ def get_base_attention(base: str, module: nn.Module) -> AttentionFunction:
     return function
 
 
-def set_attention_implementation(model: PreTrainedModel, name: str) -> Callable[[], None]:
-    """Gives the decoder of `model` another attention implementation and returns the function that undoes it.
+def set_attention_implementation(model: PreTrainedModel, name: str) -> None:
+    """Gives the decoder of `model` another attention implementation.
 
     Raises:
         ValueError: if the model does not look its attention function up in `AttentionInterface`.
@@ -101,13 +120,37 @@ def set_attention_implementation(model: PreTrainedModel, name: str) -> Callable[
                 "which computes it in its own code; use a model class of transformers >= 5.17 that supports "
                 "`model.set_attn_implementation(...)`."
             )
-    previous = decoder_config._attn_implementation_internal
     decoder_config._attn_implementation_internal = name
 
-    def restore() -> None:
-        decoder_config._attn_implementation_internal = previous
 
-    return restore
+def share_decoder_config(model: PreTrainedModel, other: PreTrainedModel) -> bool:
+    """Whether two models read the name of their attention implementation in one place."""
+    shared: bool = model.config.get_text_config(decoder=True) is other.config.get_text_config(decoder=True)
+    return shared
+
+
+def attend_with_lse(
+    query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None
+) -> tuple[Tensor, Tensor] | None:
+    """Returns causal attention of a whole prompt as sdpa gives it, and the `lse` of its rows.
+
+    The output is `(batch_size, seq_len, num_heads, head_dim)`, and `lse` `(batch_size, num_heads, seq_len)` the
+    logarithm of the sum of exponentials of each row's scores. None where torch would not take its flash attention,
+    which gives both.
+    """
+    device = query.device.type
+    operators = torch.ops.aten
+    enable_gqa = query.shape[1] != key.shape[1]
+    choice = torch._fused_sdp_choice(query, key, value, None, 0.0, True, scale=scaling, enable_gqa=enable_gqa)
+    is_padded = device == "cuda" and query.shape[-1] % 8 > 0  # torch pads before it
+    if choice != SDPBackend.FLASH_ATTENTION.value or device not in ("cpu", "cuda") or is_padded:
+        return None
+    if device == "cuda":
+        attend = operators._scaled_dot_product_flash_attention
+    else:
+        attend = operators._scaled_dot_product_flash_attention_for_cpu
+    output, lse = attend(query, key, value, 0.0, True, scale=scaling)[:2]
+    return output.transpose(1, 2).contiguous(), lse
 
 
 def find_attention_modules(model: PreTrainedModel) -> list[nn.Module]:

@@ -5,9 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from meda_cache.ops import Backend
+from meda_cache.ops import Backend, gather_states
 from meda_cache.ops.merge import Rule, find_nearest, merge_segments
-from meda_cache.ops.merge._torch import gather_states
 
 Merge = Literal["average", "value", "pivotal", "weighted", "weighted_normalized", "none"]
 

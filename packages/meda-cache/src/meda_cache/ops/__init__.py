@@ -33,3 +33,8 @@ def resolve_backend(backend: Backend, tensor: Tensor) -> Literal["torch", "trito
     if not (tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
         raise ValueError(f'Expected CUDA tensors for `backend="triton"`, got {tensor.device}; use "auto" or "torch".')
     return "triton"
+
+
+def gather_states(states: Tensor, positions: Tensor) -> Tensor:
+    """Returns the states `(num_heads, num_positions, head_dim)` at positions of `(num_heads, num_positions)`."""
+    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NUM_PROGRAMS = 264  # two for each multiprocessor of a large GPU: enough to keep all of them reading
+from meda_cache.ops._triton import NUM_PROGRAMS, load_rows
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -57,13 +57,10 @@ def split_decode_fwd_kernel(  # type: ignore[no-untyped-def]
     row, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     num_kv_heads = num_heads // groups
     batch, kv_head = row // num_kv_heads, row % num_kv_heads
-    g, d, dv = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
-    head = kv_head * groups + g
-    q = tl.load(
-        p_q + batch * stride_qb + head[:, None] * stride_qh + d[None] * stride_qd,
-        mask=(g < groups)[:, None] & (d < dim)[None],
-        other=0.0,
-    )
+    g, dv = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_DV)
+    queries, keys = p_q + batch * stride_qb, p_k + batch * stride_kb + kv_head * stride_kh
+    values = p_v + batch * stride_vb + kv_head * stride_vh
+    q = load_rows(queries, kv_head * groups + g, g < groups, stride_qh, dim, stride_qd, BLOCK_D, WIDE)
     first = tl.load(p_start + batch) if HAS_START else 0
     begin = split * slots_per_split
     end = tl.minimum(begin + slots_per_split, num_slots)
@@ -73,14 +70,7 @@ def split_decode_fwd_kernel(  # type: ignore[no-untyped-def]
     for at in range(begin, end, BLOCK_L):
         slot = at + tl.arange(0, BLOCK_L)
         valid = (slot < end) & (slot >= first)
-        offset = slot.to(tl.int64)
-        k = tl.load(
-            p_k + batch * stride_kb + kv_head * stride_kh + offset[:, None] * stride_ks + d[None] * stride_kd,
-            mask=valid[:, None] & (d < dim)[None],
-            other=0.0,
-        )
-        if WIDE:
-            q, k = q.to(tl.float32), k.to(tl.float32)
+        k = load_rows(keys, slot, valid, stride_ks, dim, stride_kd, BLOCK_D, WIDE)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if HAS_BIAS:
             scores += tl.load(p_bias + row * num_slots + slot, mask=valid, other=0.0)[None]
@@ -88,13 +78,7 @@ def split_decode_fwd_kernel(  # type: ignore[no-untyped-def]
         new_top = tl.maximum(top, tl.max(scores, axis=1))
         weights = tl.where(valid[None], tl.exp2(scores - new_top[:, None]), 0.0)
         fade = tl.exp2(top - new_top)
-        v = tl.load(
-            p_v + batch * stride_vb + kv_head * stride_vh + offset[:, None] * stride_vs + dv[None] * stride_vd,
-            mask=valid[:, None] & (dv < value_dim)[None],
-            other=0.0,
-        )
-        if WIDE:
-            v = v.to(tl.float32)
+        v = load_rows(values, slot, valid, stride_vs, value_dim, stride_vd, BLOCK_DV, WIDE)
         acc = acc * fade[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
         total = total * fade + tl.sum(weights, axis=1)
         top = new_top

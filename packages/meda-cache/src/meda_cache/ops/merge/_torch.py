@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from meda_cache.ops import gather_states
+
 TILE_ELEMENTS = 2**20
 """Number of similarities held at once: 4 MiB in float32."""
 
@@ -42,8 +44,3 @@ def merge_segments(
     divisor = 1 + (weight.new_zeros(count.shape).index_add_(0, target, weight) if rule == "normalized" else count)
     merged = (total / divisor[:, None]).to(states.dtype).reshape(own.shape)
     return torch.where((count > 0).reshape(num_heads, num_kept, 1), merged, own)
-
-
-def gather_states(states: Tensor, positions: Tensor) -> Tensor:
-    """Returns the states `(num_heads, num_positions, head_dim)` at positions of `(num_heads, num_positions)`."""
-    return states.gather(1, positions[..., None].expand(-1, -1, states.shape[-1]))

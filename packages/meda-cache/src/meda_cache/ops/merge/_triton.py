@@ -8,16 +8,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from meda_cache.ops._triton import load_rows
+
 RULES = {"mean": 0, "pivotal": 1, "normalized": 2}
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _load_rows(pointer, index, valid, stride, dim, stride_d, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows `index` of a matrix, zero where not valid and beyond `dim`; as float32 if WIDE."""
-    d = tl.arange(0, BLOCK_D)
-    address = pointer + index.to(tl.int64)[:, None] * stride + d[None] * stride_d
-    rows = tl.load(address, mask=valid[:, None] & (d < dim)[None], other=0.0)
-    return rows.to(tl.float32) if WIDE else rows
 
 
 @triton.jit
@@ -54,14 +47,14 @@ def nearest_kept_fwd_kernel(  # type: ignore[no-untyped-def]
     e = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     keys = p_k + head * stride_h
     position = tl.load(p_evicted + head * num_evicted + e, mask=e < num_evicted, other=0)
-    source = _load_rows(keys, position, e < num_evicted, stride_s, dim, stride_d, BLOCK_D, WIDE)
+    source = load_rows(keys, position, e < num_evicted, stride_s, dim, stride_d, BLOCK_D, WIDE)
     source_scale = _inverse_norm(source)
     best = tl.full((BLOCK_E,), -2.0, tl.float32)
     arg = tl.zeros((BLOCK_E,), tl.int64)
     for start in range(0, num_kept, BLOCK_K):
         c = start + tl.arange(0, BLOCK_K)
         target_position = tl.load(p_kept + head * num_kept + c, mask=c < num_kept, other=0)
-        target = _load_rows(keys, target_position, c < num_kept, stride_s, dim, stride_d, BLOCK_D, WIDE)
+        target = load_rows(keys, target_position, c < num_kept, stride_s, dim, stride_d, BLOCK_D, WIDE)
         cosine = tl.dot(source, tl.trans(target), input_precision="ieee")
         cosine = cosine * source_scale[:, None] * _inverse_norm(target)[None]
         cosine = tl.where((c < num_kept)[None], cosine, -2.0)
@@ -109,7 +102,7 @@ def segment_merge_fwd_kernel(  # type: ignore[no-untyped-def]
         e = start + tl.arange(0, BLOCK_E)
         source = tl.load(p_order + head * num_evicted + e, mask=e < end, other=0)
         weight = tl.load(p_weight + head * num_evicted + e, mask=e < end, other=0.0)
-        others = _load_rows(states, source, e < end, stride_s, dim, stride_d, BLOCK_D, True)
+        others = load_rows(states, source, e < end, stride_s, dim, stride_d, BLOCK_D, True)
         total += tl.sum(others * weight[:, None], axis=0)
         weight_sum += tl.sum(weight, axis=0)
     count = (end - begin).to(tl.float32)

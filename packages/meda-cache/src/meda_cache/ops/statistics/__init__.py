@@ -1,7 +1,7 @@
 """What attention says about keys and rows: the mass a key receives, and how spread a row's attention is."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def attention_statistics(
             Entropy of the attention averaged over heads, or the mean of the heads' entropies; None: no entropy.
         lse (`torch.Tensor` of shape `(num_heads, num_rows)`, *optional*):
             Natural logarithm of the sum of exponentials of each row's scores, from the attention op where it gives
-            one; it saves a pass.
+            one. It saves the kernels one of two passes; on a CPU a softmax is as fast without, which takes none.
         backend (`str`, *optional*, defaults to `"auto"`): see [`meda_cache.ops`].
     """
     scaling = key_states.shape[-1] ** -0.5 if scaling is None else scaling
@@ -64,21 +64,18 @@ def attention_statistics(
         num_visible = torch.searchsorted(key_positions, query_positions, right=True)
     else:
         num_visible = torch.full((query_states.shape[1],), key_states.shape[1], device=key_states.device)
+    options: dict[str, Any] = {
+        "scaling": scaling,
+        "query_positions": query_positions,
+        "key_positions": key_positions,
+        "visible": visible,
+        "with_mass": with_mass,
+        "head_reduction": head_reduction,
+    }
     if resolve_backend(backend, key_states) == "triton":
         from meda_cache.ops.statistics import _triton
 
-        compute = _triton.compute_statistics
+        mass, entropy = _triton.compute_statistics(query_states, key_states, lse=lse, **options)
     else:
-        compute = compute_statistics
-    mass, entropy = compute(
-        query_states,
-        key_states,
-        scaling=scaling,
-        query_positions=query_positions,
-        key_positions=key_positions,
-        visible=visible,
-        with_mass=with_mass,
-        head_reduction=head_reduction,
-        lse=lse,
-    )
+        mass, entropy = compute_statistics(query_states, key_states, **options)
     return AttentionStatistics(mass, entropy, num_visible)

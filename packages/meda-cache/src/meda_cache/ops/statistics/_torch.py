@@ -34,21 +34,19 @@ def compute_statistics(
     visible: Tensor | None,
     with_mass: bool,
     head_reduction: str | None,
-    lse: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Returns key mass and row entropy; arguments as in [`meda_cache.ops.statistics.attention_statistics`]."""
     (num_heads, num_rows, _), (num_key_value_heads, num_keys, _) = query_states.shape, key_states.shape
     groups = num_heads // num_key_value_heads
     queries = (query_states.float() * scaling).unflatten(0, (num_key_value_heads, groups))
     keys = key_states.float().transpose(1, 2).contiguous()
-    lse = None if lse is None else lse.float().unflatten(0, (num_key_value_heads, groups))
     mass = keys.new_zeros(num_key_value_heads, num_keys)
     entropy = keys.new_zeros(num_rows)
     size = max(1, TILE_ELEMENTS // (groups * max(num_keys, 1)))
     for tile in _split_rows(num_rows, num_keys, size, query_positions, key_positions, visible):
         total = keys.new_zeros(())
         for head in range(num_key_value_heads):  # a matrix at a time, which stays in the cache
-            probs = _attend(queries[head], keys[head], tile, None if lse is None else lse[head])
+            probs = _attend(queries[head], keys[head], tile)
             if with_mass:
                 mass[head, : tile.num_keys] += probs.sum(dim=(0, 1))
             if head_reduction == "mean_attention":
@@ -83,13 +81,13 @@ def _split_rows(
             yield Tile(rows, num_keys, num_keys, None)
 
 
-def _attend(queries: Tensor, keys: Tensor, tile: Tile, lse: Tensor | None) -> Tensor:
+def _attend(queries: Tensor, keys: Tensor, tile: Tile) -> Tensor:
     """Returns attention `(groups, rows, num_keys)` of the heads `(groups, num_rows, head_dim)` of one key head."""
     rows = queries[:, tile.rows]
     scores = torch.mm(rows.flatten(0, 1), keys[:, : tile.num_keys]).unflatten(0, rows.shape[:2])
     if tile.hidden is not None:
         scores[..., tile.num_shared :].masked_fill_(tile.hidden, torch.finfo(scores.dtype).min)
-    probs: Tensor = scores.softmax(dim=-1) if lse is None else scores.sub_(lse[:, tile.rows, None]).exp_()
+    probs: Tensor = scores.softmax(dim=-1)
     if tile.hidden is not None and tile.num_shared == 0:  # a row may see nothing at all
         probs.masked_fill_(tile.hidden, 0.0)
     return probs

@@ -11,16 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from meda_cache.ops._triton import NUM_PROGRAMS, load_rows
+
 LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _load_tile(pointer, index, limit, stride, head_dim, stride_d, BLOCK_D: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows `index` of a matrix, zero beyond `limit` and `head_dim`; float32 if WIDE (the interpreter)."""
-    d = tl.arange(0, BLOCK_D)
-    address = pointer + index.to(tl.int64)[:, None] * stride + d[None] * stride_d
-    tile = tl.load(address, mask=(index < limit)[:, None] & (d < head_dim)[None], other=0.0)
-    return tile.to(tl.float32) if WIDE else tile
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -75,7 +68,7 @@ def row_lse_fwd_kernel(  # type: ignore[no-untyped-def]
     """
     head = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
-    q = _load_tile(p_q + head * stride_qh, rows, num_rows, stride_qr, head_dim, stride_qd, BLOCK_D, WIDE)
+    q = load_rows(p_q + head * stride_qh, rows, rows < num_rows, stride_qr, head_dim, stride_qd, BLOCK_D, WIDE)
     keys = p_k + head // groups * stride_kh
     top = tl.full((BLOCK_R,), -1.0e30, tl.float32)
     total = tl.zeros((BLOCK_R,), tl.float32)
@@ -83,7 +76,7 @@ def row_lse_fwd_kernel(  # type: ignore[no-untyped-def]
         columns = start + tl.arange(0, BLOCK_S)
         visible = _visible_tile(rows, columns, num_rows, num_keys, p_first, p_second, stride_mask, MASK)
         if _any(visible):
-            k = _load_tile(keys, columns, num_keys, stride_ks, head_dim, stride_kd, BLOCK_D, WIDE)
+            k = load_rows(keys, columns, columns < num_keys, stride_ks, head_dim, stride_kd, BLOCK_D, WIDE)
             scores = tl.where(visible, tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2E), -1.0e30)
             new_top = tl.maximum(top, tl.max(scores, axis=1))
             weights = tl.where(visible, tl.exp2(scores - new_top[:, None]), 0.0)
@@ -130,7 +123,9 @@ def key_mass_fwd_kernel(  # type: ignore[no-untyped-def]
     block, kv_head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     columns = block * BLOCK_S + tl.arange(0, BLOCK_S)
     k = tl.trans(
-        _load_tile(p_k + kv_head * stride_kh, columns, num_keys, stride_ks, head_dim, stride_kd, BLOCK_D, WIDE)
+        load_rows(
+            p_k + kv_head * stride_kh, columns, columns < num_keys, stride_ks, head_dim, stride_kd, BLOCK_D, WIDE
+        )
     )
     mass = tl.zeros((BLOCK_S,), tl.float32)
     num_heads = tl.num_programs(1) * groups
@@ -139,7 +134,7 @@ def key_mass_fwd_kernel(  # type: ignore[no-untyped-def]
         visible = _visible_tile(rows, columns, num_rows, num_keys, p_first, p_second, stride_mask, MASK)
         for group in range(groups if _any(visible) else 0):
             head = kv_head * groups + group
-            q = _load_tile(p_q + head * stride_qh, rows, num_rows, stride_qr, head_dim, stride_qd, BLOCK_D, WIDE)
+            q = load_rows(p_q + head * stride_qh, rows, rows < num_rows, stride_qr, head_dim, stride_qd, BLOCK_D, WIDE)
             lse = tl.load(p_lse + head * num_rows + rows, mask=rows < num_rows, other=0.0)
             logs = tl.dot(q, k, input_precision="ieee") * scale - lse[:, None]  # ln p
             logs = tl.where(visible, logs, 0.0)
@@ -171,6 +166,7 @@ def row_entropy_fwd_kernel(  # type: ignore[no-untyped-def]
     head_dim,
     groups,
     num_heads,
+    keys_per_split,
     scale,
     MASK: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -178,29 +174,38 @@ def row_entropy_fwd_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """H_i = -sum_j a_ij ln a_ij with a the attention averaged over heads.
+    """H_i = -sum_j a_ij ln a_ij over one split of the keys, with a the attention averaged over heads.
 
-    One program: BLOCK_R rows, all keys and heads. Only a [BLOCK_R, BLOCK_S] tile of averaged attention exists at a
-    time; 0 ln 0 is 0 by selection.
+    One program: BLOCK_R rows, a split, all heads. Only a [BLOCK_R, BLOCK_S] tile of averaged attention
+    exists at a time; 0 ln 0 is 0 by selection. Writes splits * R float32, which are added up without atomics.
     """
-    rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    rows, split = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.program_id(1).to(tl.int64)
+    begin = tl.program_id(1) * keys_per_split
+    end = tl.minimum(begin + keys_per_split, num_keys)
     entropy = tl.zeros((BLOCK_R,), tl.float32)
-    for start in range(0, num_keys, BLOCK_S):
+    for start in range(begin, end, BLOCK_S):
         columns = start + tl.arange(0, BLOCK_S)
         visible = _visible_tile(rows, columns, num_rows, num_keys, p_first, p_second, stride_mask, MASK)
         mean = tl.zeros((BLOCK_R, BLOCK_S), tl.float32)
         for head in range(num_heads if _any(visible) else 0):
             h = tl.cast(head, tl.int64)
-            q = _load_tile(p_q + h * stride_qh, rows, num_rows, stride_qr, head_dim, stride_qd, BLOCK_D, WIDE)
-            k = _load_tile(
-                p_k + h // groups * stride_kh, columns, num_keys, stride_ks, head_dim, stride_kd, BLOCK_D, WIDE
+            q = load_rows(p_q + h * stride_qh, rows, rows < num_rows, stride_qr, head_dim, stride_qd, BLOCK_D, WIDE)
+            k = load_rows(
+                p_k + h // groups * stride_kh,
+                columns,
+                columns < num_keys,
+                stride_ks,
+                head_dim,
+                stride_kd,
+                BLOCK_D,
+                WIDE,
             )
             lse = tl.load(p_lse + h * num_rows + rows, mask=rows < num_rows, other=0.0)
             logs = tl.dot(q, tl.trans(k), input_precision="ieee") * scale - lse[:, None]
             mean += tl.where(visible, tl.exp2(tl.where(visible, logs, 0.0) * LOG2E), 0.0)
         mean = mean / num_heads
         entropy -= tl.sum(mean * tl.log2(tl.where(mean > 0, mean, 1.0)), axis=1) / LOG2E
-    tl.store(p_entropy + rows, entropy, mask=rows < num_rows)
+    tl.store(p_entropy + split * num_rows + rows, entropy, mask=rows < num_rows)
 
 
 def compute_statistics(
@@ -242,7 +247,7 @@ def compute_statistics(
     entropy = torch.zeros(num_rows, **float32) if head_reduction is not None else None
     if num_rows == 0 or num_keys == 0:
         return mass, entropy
-    if lse is None:
+    if lse is None:  # the attention op gave none
         lse = torch.empty(num_heads, num_rows, **float32)
         arguments = (query_states, key_states, lse, first, second, *strides, scaling)
         row_lse_fwd_kernel[row_blocks, num_heads](*arguments, **tiles)
@@ -256,6 +261,16 @@ def compute_statistics(
         mass = sums if with_mass else None
         entropy = parts.sum(dim=0).mean(dim=0) if per_head else entropy
     if head_reduction == "mean_attention":
-        arguments = (query_states, key_states, lse, entropy, first, second, *strides, num_heads, scaling)
-        row_entropy_fwd_kernel[(row_blocks,)](*arguments, **tiles)
+        keys_per_split = split_keys(row_blocks, key_blocks) * tiles["BLOCK_S"]
+        parts = torch.empty(triton.cdiv(num_keys, keys_per_split), num_rows, **float32)
+        arguments = (query_states, key_states, lse, parts, first, second, *strides, num_heads, keys_per_split, scaling)
+        row_entropy_fwd_kernel[row_blocks, len(parts)](*arguments, **tiles)
+        entropy = parts.sum(dim=0)
     return mass, entropy
+
+
+def split_keys(row_blocks: int, key_blocks: int) -> int:
+    """Returns how many blocks of keys one program of the entropy takes, so that few rows keep the whole GPU busy."""
+    num_splits = max(1, min(key_blocks, NUM_PROGRAMS // row_blocks))
+    blocks: int = triton.cdiv(key_blocks, num_splits)
+    return blocks

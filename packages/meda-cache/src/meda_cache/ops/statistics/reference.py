@@ -14,7 +14,6 @@ def compute_statistics(
     visible: Tensor | None,
     with_mass: bool,
     head_reduction: str | None,
-    lse: Tensor | None,
 ) -> tuple[Tensor | None, Tensor | None]:
     """`m_j = sum_h sum_i p_hij` and `H_i = -sum_j p_ij ln p_ij`, with `p_i = softmax_j(scaling * q_i k_j)`."""
     num_heads, num_rows, _ = query_states.shape
@@ -25,9 +24,8 @@ def compute_statistics(
         visible = key_positions <= query_positions[:, None]
     if visible is None:
         visible = torch.ones(num_rows, key_states.shape[1], dtype=torch.bool, device=key_states.device)
-    if lse is None:
-        lse = scores.masked_fill(~visible, -torch.inf).logsumexp(dim=-1)
-    probs = torch.where(visible, (scores - lse[..., None].double()).exp(), 0.0)
+    lse = scores.masked_fill(~visible, -torch.inf).logsumexp(dim=-1)
+    probs = torch.where(visible, (scores - lse[..., None]).exp(), 0.0)
     mass = probs.sum(dim=1).unflatten(0, (-1, groups)).sum(dim=1) if with_mass else None
     if head_reduction == "mean_attention":
         return mass, torch.special.entr(probs.mean(dim=0)).sum(dim=-1)
