@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_ava_bench import load_ability
@@ -46,6 +47,9 @@ FAMILIES = {
         ),
         1,
     ),
+    "siglip2": (lambda: build("Siglip2VisionModel", "Siglip2VisionConfig", **SMALL, patch_size=8, num_patches=16), 0),
+    "deit": (lambda: build("DeiTModel", "DeiTConfig", **SMALL, **PIXELS), 2),
+    "beit": (lambda: build("BeitModel", "BeitConfig", **SMALL, **PIXELS), 1),
     "vit-mae": (lambda: build("ViTMAEModel", "ViTMAEConfig", mask_ratio=0.0, **SMALL, **PIXELS), 1),
 }  # fmt: skip
 
@@ -59,11 +63,66 @@ def test_patches_of_each_family_are_found_and_the_first_is_kept(family):
     assert tokens.shape == (2, 16, 32)
     assert tower.layout == TokenLayout(num_prefix, 4, 4)
     # Token 0 is what the first patch was before attention mixed it: no other token answers more to its pixels.
-    if family != "vit-mae":  # which shuffles its patches
-        first = VisionTower(tower.model, layer=0, image_size=32).features(pixels)
-        (gradient,) = torch.autograd.grad((first[0, 0] * torch.arange(32)).sum(), pixels)
-        assert gradient[0, :, :8, :8].abs().sum() > 0
-        assert gradient[0, :, 8:, :].abs().sum() == 0
+    first = VisionTower(tower.model, layer=0).features(pixels)
+    (gradient,) = torch.autograd.grad((first[0, 0] * torch.arange(32)).sum(), pixels)
+    assert gradient[0, :, :8, :8].abs().sum() > 0
+    assert gradient[0, :, 8:, :].abs().sum() == 0
+    assert gradient[0, :, :, 8:].abs().sum() == 0
+
+
+def test_patches_of_a_masked_autoencoder_stay_in_their_order(tmp_path):
+    model = build("ViTMAEModel", "ViTMAEConfig", **SMALL, **PIXELS)
+    pixels = torch.randn(1, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"gives 5 tokens, which are not 1 class and register tokens and a grid of 4"):
+        VisionTower(model).features(pixels)  # three in four are masked
+    model.save_pretrained(tmp_path)
+    tower = VisionTower(str(tmp_path))
+    assert torch.equal(tower.features(pixels), tower.features(pixels))
+
+
+def test_hybrid_of_dpt_has_a_class_token_before_the_grid_of_its_convolutions():
+    backbone = transformers.BitConfig(
+        embedding_size=8, hidden_sizes=[8, 16, 32], depths=[1, 1, 1], layer_type="bottleneck", global_padding="same",
+        out_features=["stage1", "stage2", "stage3"], embedding_dynamic_padding=True, num_groups=4,
+    )  # fmt: skip
+    model = build(
+        "DPTModel", "DPTConfig", **SMALL, image_size=32, patch_size=16, is_hybrid=True, backbone_config=backbone,
+        neck_hidden_sizes=[8] * 4, backbone_featmap_shape=[1, 32, 2, 2], neck_ignore_stages=[0, 1],
+    )  # fmt: skip
+    tower = VisionTower(model)
+    assert tower.features(torch.randn(1, 3, 32, 32)).shape == (1, 4, 32)
+    assert tower.layout == TokenLayout(1, 2, 2)
+
+
+def test_maps_of_a_convolutional_tower_become_tokens_row_by_row():
+    config = transformers.ConvNextConfig(num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], image_size=32)
+    tower = VisionTower(transformers.ConvNextModel(config).eval(), layer=-1)
+    tokens = tower.features(torch.randn(1, 3, 32, 32))
+    assert tokens.shape == (1, 16, 16)
+    assert tower.layout == TokenLayout(0, 4, 4)
+
+
+def test_tower_of_timm_through_its_wrapper():
+    pytest.importorskip("timm", reason="the wrapper needs timm, which no package here requires")
+    config = transformers.TimmWrapperConfig(
+        architecture="vit_tiny_patch16_224", model_args={"img_size": 32, "patch_size": 8, "depth": 2}
+    )
+    tower = VisionTower(transformers.TimmWrapperModel(config).eval(), image_size=32, layout=TokenLayout(1, 4, 4))
+    assert tower.features(torch.randn(1, 3, 32, 32)).shape[:2] == (1, 16)
+
+
+def test_towers_without_what_is_needed_are_refused():
+    resnet = transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1]))
+    with pytest.raises(ValueError, match="ResNetModel has no `image_size` in its config; pass `image_size`"):
+        VisionTower(resnet)
+
+    class SilentTower(transformers.ViTModel):
+        def forward(self, pixel_values, output_hidden_states):
+            return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=self.embeddings(pixel_values))
+
+    silent = SilentTower(transformers.ViTConfig(**SMALL, **PIXELS))
+    with pytest.raises(ValueError, match="Expected hidden states from SilentTower, got none"):
+        VisionTower(silent).features(torch.randn(1, 3, 32, 32))
 
 
 def test_maps_of_sam_are_flattened():
@@ -157,6 +216,15 @@ def test_key_changes_with_weights_layer_and_resolution():
     keys.add(VisionTower(model).key)
     assert len(keys) == 4
     assert VisionTower(model).key == VisionTower(model).key
+
+
+def test_key_of_a_checkpoint_without_a_pooler_is_the_same_each_time(tmp_path):
+    FAMILIES["vit"][0]().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {key: value for key, value in weights.items() if not key.startswith("pooler")}
+    assert len(kept) < len(weights)
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    assert VisionTower(str(tmp_path)).key == VisionTower(str(tmp_path)).key
 
 
 def test_cached_tokens_equal_fresh_ones_and_the_tower_is_not_asked_again(tmp_path, monkeypatch):

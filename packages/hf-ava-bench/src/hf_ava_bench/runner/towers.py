@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,14 @@ class TokenLayout(NamedTuple):
     width: int
 
 
-_PREFIX_NAMES = ("cls_token", "class_embedding", "class_token", "cls_register_token", "register_tokens")
+_PREFIX_NAMES = (
+    "cls_token",
+    "class_embedding",
+    "class_token",
+    "distillation_token",
+    "cls_register_token",
+    "register_tokens",
+)
 
 
 def count_prefix_tokens(model: nn.Module) -> int:
@@ -122,8 +130,7 @@ class VisionTower:
             model = model.vision_model
         self.model = model.eval().requires_grad_(False)
         self.layer, self.token_budget, self.layout = layer, token_budget, layout
-        size = image_size or self.model.config.image_size
-        self.image_size = size if isinstance(size, int) else size[0]
+        self.image_size = image_size or _find_image_size(self.model)
         self._mean, self._std = (torch.tensor(list(value)).view(1, 3, 1, 1) for value in (mean, std))
         settings = [self.model.config.to_diff_dict(), layer, self.image_size, token_budget, list(mean), list(std)]
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
@@ -164,7 +171,10 @@ class VisionTower:
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Returns the patch tokens of pixel values; differentiable."""
         parameter = next(self.model.parameters())
-        output = self.model(pixel_values=pixel_values.to(parameter.device, parameter.dtype), output_hidden_states=True)
+        inputs = _build_inputs(self.model, pixel_values.to(parameter.device, parameter.dtype))
+        output = self.model(**inputs, output_hidden_states=True)
+        if not getattr(output, "hidden_states", None):
+            raise ValueError(f"Expected hidden states from {type(self.model).__name__}, got none.")
         hidden = _find_map(output, self.layer, self.model.config)
         if hidden.ndim == 4:  # (batch, height, width, channels)
             layout = TokenLayout(0, hidden.shape[1], hidden.shape[2])
@@ -178,6 +188,37 @@ class VisionTower:
         return pool_tokens(patches, layout, self.token_budget).float().cpu()
 
 
+def _find_image_size(model: nn.Module) -> int:
+    """Returns the side of the images that a tower was made for."""
+    config: Any = model.config
+    size = getattr(config, "image_size", None)
+    if size is None and hasattr(config, "num_patches"):  # SigLIP 2 of any resolution has a grid of positions
+        size = round(config.num_patches**0.5) * config.patch_size
+    if size is None:
+        raise ValueError(f"{type(model).__name__} has no `image_size` in its config; pass `image_size`.")
+    return int(size if isinstance(size, int) else size[0])
+
+
+def _build_inputs(model: nn.Module, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Returns the arguments of a tower for pixel values `(batch_size, 3, height, width)`."""
+    names = inspect.signature(model.forward).parameters
+    patch: Any = getattr(model.config, "patch_size", None)
+    if "noise" in names:  # ViT-MAE sorts patches by this noise, and by chance without it
+        num_patches = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
+        noise = torch.arange(num_patches, device=pixel_values.device, dtype=torch.float32)
+        return {"pixel_values": pixel_values, "noise": noise.expand(len(pixel_values), -1)}
+    if "spatial_shapes" not in names:
+        return {"pixel_values": pixel_values}
+    patches = pixel_values.unfold(2, patch, patch).unfold(3, patch, patch)  # (B, 3, height, width, patch, patch)
+    height, width = patches.shape[2:4]
+    shapes = torch.tensor([[height, width]] * len(patches), device=pixel_values.device)
+    return {
+        "pixel_values": patches.permute(0, 2, 3, 4, 5, 1).reshape(len(patches), height * width, -1),
+        "pixel_attention_mask": torch.ones(len(patches), height * width, device=pixel_values.device),
+        "spatial_shapes": shapes,
+    }
+
+
 def _find_map(output: Any, layer: int, config: Any) -> torch.Tensor:
     """Returns the hidden state of a layer: a sequence, or a map `(batch, height, width, channels)` where it is one.
 
@@ -188,7 +229,9 @@ def _find_map(output: Any, layer: int, config: Any) -> torch.Tensor:
     found = hidden if maps is None else maps[layer]
     if found.ndim != 4:
         return found
-    width = config.hidden_size if maps is None else hidden.shape[-1]
+    width = getattr(config, "hidden_size", None) if maps is None else hidden.shape[-1]
+    if width is None:  # images are square, and so are their maps
+        width = found.shape[1] if found.shape[2] == found.shape[3] != found.shape[1] else found.shape[3]
     return found if found.shape[-1] == width else found.permute(0, 2, 3, 1)
 
 
@@ -213,7 +256,11 @@ def _load(name: str, revision: str | None, mean: Any, std: Any) -> tuple[Any, An
     """Returns the model of an id or folder and the normalisation that its processor has."""
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(name, revision=revision, dtype=torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # layers that a checkpoint lacks, as a pooler, are the same each time, and so is the key
+        model = AutoModel.from_pretrained(name, revision=revision, dtype=torch.float32)
+    if hasattr(model.config, "mask_ratio"):
+        model.config.mask_ratio = 0.0  # a masked autoencoder hides no patch here
     settings = _read_processor(name, revision)
     return model, settings.get("image_mean", mean), settings.get("image_std", std)
 
