@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from peft_ensemble import ClassTokenClassifier, load_classifier
+from peft_ensemble import ClassTokenClassifier, MemberSpec, SSFConfig, load_classifier
+from peft_ensemble.data import with_ids
+from peft_ensemble.fitting import train
 from support.tiny_adapters import WIDE
+from support.tiny_ensembles import LABEL_NAMES, arguments, draw_images, save_backbones
 
 
 @pytest.mark.parametrize("family", ["vit", "dinov2_registers", "clip"])
@@ -41,3 +45,17 @@ def test_models_without_a_class_token_and_unknown_poolings_are_refused(tmp_path)
     with pytest.raises(ValueError, match="pooling must be 'native' or 'cls', got 'mean'"):
         load_classifier(str(tmp_path), num_labels=3, pooling="mean")
     assert ClassTokenClassifier(CLIPVisionModel(CLIPVisionConfig(**WIDE)), num_labels=3).num_labels == 3
+
+
+@pytest.mark.parametrize("pooling", ["native", "cls"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, pooling):
+    backbone = save_backbones(tmp_path)[1]
+    spec = MemberSpec(backbone=backbone, method=SSFConfig(), pooling=pooling, augmentation="none")
+    labeled, results = with_ids(draw_images(6, seed=0)), []
+    for size, steps in ((6, 1), (3, 2)):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps, "optim": "sgd"}
+        args = arguments(num_train_epochs=1, max_grad_norm=0, **options)
+        train(spec, LABEL_NAMES, labeled, args, tmp_path / str(steps), ("none",), "")
+        results.append(load_file(tmp_path / str(steps) / "adapter_model.safetensors"))
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-5, atol=1e-6)

@@ -220,18 +220,24 @@ def kmeans(
             if torch.equal(new_labels, labels):
                 break
             labels = new_labels
-            for cluster in range(num_clusters):
-                mine = labels == cluster
-                if not mine.any():  # take the row that is served worst
-                    mine = torch.zeros_like(mine)
-                    mine[distance.argmax()] = True
-                    distance[distance.argmax()] = 0
-                centres[cluster] = features[mine].mean(dim=0)
+            centres = _centres_of(features, labels, distance, num_clusters)
         inertia = float((torch.cdist(features, centres).min(dim=1).values ** 2).sum())
         if best is None or inertia < best[0] - 1e-12:
             best = (inertia, labels)
     assert best is not None
     return best[1]
+
+
+def _centres_of(
+    features: torch.Tensor, labels: torch.Tensor, distance: torch.Tensor, num_clusters: int
+) -> torch.Tensor:
+    """The mean of each cluster; of empty ones the rows that are served worst, one each."""
+    counts = torch.bincount(labels, minlength=num_clusters)
+    centres = torch.zeros(num_clusters, features.shape[1], dtype=features.dtype).index_add_(0, labels, features)
+    centres = centres / counts.clamp_min(1)[:, None]
+    empty = (counts == 0).nonzero().flatten()
+    centres[empty] = features[distance.argsort(descending=True, stable=True)[: len(empty)]]
+    return centres
 
 
 def _plus_plus(features: torch.Tensor, num_clusters: int, generator: torch.Generator) -> torch.Tensor:

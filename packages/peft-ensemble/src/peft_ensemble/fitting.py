@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from datasets import Dataset
-from peft import PeftModel, get_peft_model
+from peft import LNTuningConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
 from transformers import AutoImageProcessor, PrinterCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -25,6 +26,7 @@ from .prefix import FeatureCache, FrozenPrefix, PrefixCollator, count_frozen_blo
 from .storage import read_json, save_adapter
 from .structure import find_structure
 from .trainer import SelfTrainingTrainer
+from .tuners.base import VisualConfig
 
 # What in the training arguments decides what a member becomes.
 DECISIVE = (
@@ -45,16 +47,41 @@ def build_member(spec: MemberSpec, label_names: Sequence[str]) -> Any:
     """A fresh member: its backbone with a new adapter and a new head, drawn from its seed alone."""
     names = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
     base = load_classifier(spec.backbone, len(label_names), spec.pooling, seed=spec.seed, **names)
-    method = dataclasses.replace(spec.method)  # peft fills in what it finds; the spec stays as it is
-    if method.modules_to_save is None:  # type: ignore[attr-defined]
-        # peft's own methods would leave a new head random and frozen.
-        method.modules_to_save = [find_structure(base).head]  # type: ignore[attr-defined]
+    method = place_method(spec.method, base)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(spec.seed)
         model = get_peft_model(base, method)
     if spec.drop_path:
         add_drop_path(model, spec.drop_path, first=count_frozen_blocks(model))
     return model
+
+
+def place_method(method: PeftConfig, model: Any) -> PeftConfig:
+    """A copy of the config that is about this model, where it says nothing itself.
+
+    The head is trained and saved: peft's own methods would leave a new one random and frozen. LN-tuning is on the
+    norms of all blocks, other methods of peft with `target_modules` on the projections of queries and values.
+
+    Raises:
+        ValueError: `target_modules` that are not in the model.
+    """
+    placed: Any = dataclasses.replace(method)
+    structure = find_structure(model)
+    if placed.modules_to_save is None and structure.head:
+        placed.modules_to_save = [structure.head]
+    if isinstance(method, VisualConfig) or not hasattr(method, "target_modules"):
+        return placed  # type: ignore[no-any-return]
+    if placed.target_modules is None:
+        is_norm = isinstance(method, LNTuningConfig)
+        places = [block.norms if is_norm else (block.q, block.v) for block in structure.blocks]
+        placed.target_modules = {name for names in places for name in names}
+    elif not any(check_target_module_exists(placed, name) for name, _ in model.named_modules()):
+        has = ", ".join(name.rpartition(".")[2] for name in structure.blocks[0].linears)
+        raise ValueError(
+            f"expected target_modules of {type(model).__name__}, whose blocks have {has}, got "
+            f"{placed.target_modules}; name some of them, or leave target_modules out"
+        )
+    return placed  # type: ignore[no-any-return]
 
 
 def load_member(spec: MemberSpec, label_names: Sequence[str], folder: Path) -> Any:

@@ -53,15 +53,26 @@ class ClassTokenClassifier(PreTrainedModel):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
     ) -> ImageClassifierOutput:
-        """Logits `(batch_size, num_labels)`, and the cross-entropy if there are labels."""
+        """Logits `(batch_size, num_labels)`, and the cross-entropy if there are labels.
+
+        `num_items_in_batch` comes from the Trainer when it accumulates gradients: the loss is then a sum over this
+        batch, divided by the number of images in all of them.
+        """
         output = self.backbone(pixel_values, **kwargs)
         # CLIP norms its class token only on the way to the pooled output, which is nothing but that.
         is_clip = type(self.backbone).__name__ == "CLIPVisionModel"
         features = output.pooler_output if is_clip else output.last_hidden_state[:, 0]
         logits = self.classifier(features.to(self.classifier.weight.dtype))
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            loss = loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=output.hidden_states)
 
 

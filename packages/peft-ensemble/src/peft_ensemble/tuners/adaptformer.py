@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from ..structure import Block, is_norm, unwrap
-from .base import VisualConfig, VisualLayer, VisualTuner
+from .base import ScaledConfig, VisualLayer, VisualTuner
 from .bottleneck import NOT_LINEAR, Bottleneck
 
 
 @dataclass
-class AdaptFormerConfig(VisualConfig):
+class AdaptFormerConfig(ScaledConfig):
     """Configuration of AdaptFormer: MLP(ln2(x)) + scale * Up(dropout(ReLU(Down(x)))).
 
     x is what enters the second norm: the residual stream, un-normalised. Down is kaiming-uniform, Up and the biases
@@ -42,13 +42,6 @@ class AdaptFormerConfig(VisualConfig):
     name: ClassVar[str] = "vis_adaptformer"
 
     bottleneck: int = 16
-    scale: float = 0.1
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_positive("bottleneck")
-        self.check_rate("dropout")
 
 
 class AdaptFormerNorm(VisualLayer):

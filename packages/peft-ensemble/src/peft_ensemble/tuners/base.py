@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -44,16 +45,37 @@ class VisualConfig(PeftConfig):
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
 
-    def check_rate(self, name: str) -> None:
-        """Raise unless a dropout rate is in [0, 1)."""
-        if not 0 <= getattr(self, name) < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
-    def check_positive(self, name: str) -> None:
-        """Raise unless a size is a positive integer."""
-        value = getattr(self, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+@dataclass
+class ScaledConfig(VisualConfig):
+    """The options of methods that add a scaled update of low rank.
+
+    Args:
+        scale: factor of the update.
+        dropout: rate inside the update, in [0, 1).
+    """
+
+    width: ClassVar[str] = "bottleneck"  # the field with the width or rank of the update
+
+    scale: float = 0.1
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_size(self.width, getattr(self, self.width))
+        check_rate("dropout", self.dropout)
+
+
+def check_size(name: str, value: int) -> None:
+    """Raise unless a size is a positive integer."""
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+
+
+def check_rate(name: str, value: float) -> None:
+    """Raise unless a dropout rate is in [0, 1)."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
 class VisualLayer(nn.Module, BaseTunerLayer):
@@ -188,7 +210,11 @@ class VisualTuner(BaseTuner):
             layer = self._create_layer(peft_config, target, current_key)
             self._replace_module(parent, target_name, layer, target)
             target = layer
-        target.update_layer(adapter_name, peft_config)
+        self._add_adapter(target, adapter_name, peft_config)
+
+    def _add_adapter(self, layer: VisualLayer, adapter_name: str, config: Any) -> None:
+        """Add an adapter to one of the layers."""
+        layer.update_layer(adapter_name, config)
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
@@ -205,10 +231,37 @@ class VisualTuner(BaseTuner):
             raise NotImplementedError(reason)
         super()._check_merge_allowed()  # type: ignore[no-untyped-call]
 
+    def _check_one_head(self, adapter_names: list[str] | None) -> None:
+        """Raise if adapters are to be merged whose heads cannot be: peft would take that of the active adapter."""
+        configs: dict[str, Any] = self.peft_config
+        has_heads = any(configs[name].modules_to_save for name in adapter_names or [])
+        if has_heads and adapter_names != self.active_adapters:
+            raise ValueError(
+                f"each of {adapter_names} has a head of its own; merge one of them, and make it the active adapter "
+                "with `set_adapter` before"
+            )
+
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Fold the adapters into the model, in place; `unmerge_adapter` undoes it."""
         self._check_merge_allowed()
+        self._check_one_head(adapter_names)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def merge_and_unload(
+        self, progressbar: bool = False, safe_merge: bool = False, adapter_names: list[str] | None = None
+    ) -> Any:
+        """The plain model with the adapters folded in."""
+        self._check_one_head(adapter_names)
+        return super().merge_and_unload(progressbar, safe_merge, adapter_names)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ValueError(
+                f"expected no adapter_names, got {kwargs['adapter_names']}: {type(self).__name__} takes one adapter "
+                "for the whole batch; call `set_adapter`"
+            )
+        yield
 
 
 def project(layer: nn.Linear, hidden_states: torch.Tensor) -> torch.Tensor:

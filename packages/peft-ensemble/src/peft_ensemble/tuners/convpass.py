@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ..structure import Block
-from .base import VisualConfig, VisualLayer, VisualTuner, project
+from .base import ScaledConfig, VisualLayer, VisualTuner, project
 
 
 @dataclass
-class ConvPassConfig(VisualConfig):
+class ConvPassConfig(ScaledConfig):
     """Configuration of ConvPass: branch(h) + scale * Up(dropout(g(Conv3x3(g(Down h))))), g the quick GELU, h normed.
 
     Beside attention and MLP. The convolution runs over the grid of patches; every other token (CLS, registers) is an
@@ -45,15 +45,11 @@ class ConvPassConfig(VisualConfig):
     name: ClassVar[str] = "vis_convpass"
 
     bottleneck: int = 8
-    scale: float = 0.1
-    dropout: float = 0.1
     init: Literal["identity", "xavier"] = "identity"
     grid_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_positive("bottleneck")
-        self.check_rate("dropout")
         if self.init not in ("identity", "xavier"):
             raise ValueError(f"init must be 'identity' or 'xavier', got {self.init!r}")
 

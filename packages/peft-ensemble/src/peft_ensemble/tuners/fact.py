@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ..structure import Block
-from .base import NewValues, VisualConfig, VisualLayer, VisualTuner
+from .base import NewValues, ScaledConfig, VisualLayer, VisualTuner
 
 
 @dataclass
-class FacTConfig(VisualConfig):
+class FacTConfig(ScaledConfig):
     """Configuration of FacT: dW = scale * V S U for q, k, v, the output projection and the MLP, U and V for all
     layers.
 
@@ -43,16 +43,14 @@ class FacTConfig(VisualConfig):
     """
 
     name: ClassVar[str] = "vis_fact"
+    width: ClassVar[str] = "r"
 
     r: int = 16
     scale: float = 1.0
     decomposition: Literal["tt", "tk"] = "tt"
-    dropout: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_positive("r")
-        self.check_rate("dropout")
         if self.decomposition not in ("tt", "tk"):
             raise ValueError(f"decomposition must be 'tt' or 'tk', got {self.decomposition!r}")
 
@@ -155,20 +153,7 @@ class FacTModel(VisualTuner):
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         self._holder: list[FacTLayer] = []  # the first layer of the adapter that is being injected
 
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if not isinstance(target, FacTLayer):
-            layer = self._create_layer(peft_config, target, current_key)
-            self._replace_module(parent, target_name, layer, target)
-            target = layer
-        self._holder = self._holder or [target]
-        target.holders[adapter_name] = self._holder[0]
-        target.update_layer(adapter_name, peft_config)
+    def _add_adapter(self, layer: Any, adapter_name: str, config: FacTConfig) -> None:
+        self._holder = self._holder or [layer]
+        layer.holders[adapter_name] = self._holder[0]
+        super()._add_adapter(layer, adapter_name, config)

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from ..structure import Block
-from .base import VisualConfig, VisualLayer, VisualTuner, num_features
+from .base import ScaledConfig, VisualLayer, VisualTuner, num_features
 from .bottleneck import NOT_LINEAR, Bottleneck
 
 
 @dataclass
-class HoulsbyConfig(VisualConfig):
+class HoulsbyConfig(ScaledConfig):
     """Configuration of Houlsby adapters: y + scale * Up(dropout(ReLU(Down(y)))) behind attention and MLP.
 
     y is the output of the branch's last linear layer, before LayerScale, drop-path and the residual sum. 313,536
@@ -42,13 +42,6 @@ class HoulsbyConfig(VisualConfig):
     name: ClassVar[str] = "vis_houlsby"
 
     bottleneck: int = 8
-    scale: float = 0.1
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_positive("bottleneck")
-        self.check_rate("dropout")
 
 
 @dataclass
@@ -84,8 +77,7 @@ class HoulsbyLayer(VisualLayer):
 
     def __init__(self, base_layer: nn.Module):
         super().__init__(base_layer)
-        self.adapters = nn.ModuleDict()
-        self._modules[self.adapter_layer_names[0]] = self._modules.pop("adapters")
+        self.add_module(self.adapter_layer_names[0], nn.ModuleDict())
 
     def _weights(self) -> nn.ModuleDict:
         weights: nn.ModuleDict = getattr(self, self.adapter_layer_names[0])

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from ..structure import Block, unwrap
-from .base import NewValues, VisualConfig, VisualLayer, VisualTuner, num_features, project
+from .base import NewValues, ScaledConfig, VisualLayer, VisualTuner, num_features, project
 
 
 @dataclass
-class RepAdapterConfig(VisualConfig):
+class RepAdapterConfig(ScaledConfig):
     """Configuration of RepAdapter: h + scale * (B(dropout(A h + a)) + b) on the output of both norms.
 
     B is a 1x1 convolution with two groups. A is xavier-uniform; a, B and b start at zero, so the model starts exactly
@@ -41,12 +41,9 @@ class RepAdapterConfig(VisualConfig):
 
     bottleneck: int = 8
     scale: float = 1.0
-    dropout: float = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_positive("bottleneck")
-        self.check_rate("dropout")
         if self.bottleneck % 2:
             raise ValueError(f"bottleneck must be even, for the two groups of RepAdapter, got {self.bottleneck}")
 

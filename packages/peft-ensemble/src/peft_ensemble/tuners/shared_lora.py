@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from ..structure import Block, is_norm, unwrap
-from .base import NewValues, VisualConfig, VisualLayer, VisualTuner, num_features, project
+from .base import NewValues, ScaledConfig, VisualLayer, VisualTuner, num_features, project
 
 
 @dataclass
-class SharedLoraConfig(VisualConfig):
+class SharedLoraConfig(ScaledConfig):
     """Configuration of joint-qkv LoRA: [dq, dk, dv] = scale * B A dropout(h), A shared, as on a fused qkv layer.
 
     peft's own LoRA has an A for each of the three (4,608 r parameters a block on ViT-B/16; here 3,072 r). A is
@@ -39,15 +39,10 @@ class SharedLoraConfig(VisualConfig):
     """
 
     name: ClassVar[str] = "vis_shared_lora"
+    width: ClassVar[str] = "r"
 
     r: int = 8
     scale: float = 1.0
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_positive("r")
-        self.check_rate("dropout")
 
 
 class SharedLoraDown(VisualLayer):

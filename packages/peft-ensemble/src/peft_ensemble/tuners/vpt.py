@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..structure import Block, VisionStructure
-from .base import VisualConfig, VisualLayer, VisualTuner
+from .base import VisualConfig, VisualLayer, VisualTuner, check_rate, check_size
 
 
 @dataclass
@@ -50,8 +50,8 @@ class VPTConfig(VisualConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_positive("num_prompts")
-        self.check_rate("dropout")
+        check_size("num_prompts", self.num_prompts)
+        check_rate("dropout", self.dropout)
         if self.deep and self.legacy_strip:
             raise ValueError("legacy_strip is about shallow prompts; set deep=False or legacy_strip=False")
 
@@ -134,19 +134,6 @@ class VPTModel(VisualTuner):
         patch_numbers = patch.in_channels * patch.kernel_size[0] * patch.kernel_size[1]
         return VPTLayer(target, numbers[name], self.structure.hidden_size, patch_numbers)
 
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        if not isinstance(target, VPTLayer):
-            layer = self._create_layer(peft_config, target, current_key)
-            self._replace_module(parent, target_name, layer, target)
-            target = layer
-        chosen = peft_config.blocks or range(len(self.structure.blocks))
-        target.update_layer(adapter_name, peft_config, first=min(chosen), last=max(chosen))
+    def _add_adapter(self, layer: Any, adapter_name: str, config: VPTConfig) -> None:
+        chosen = config.blocks or range(len(self.structure.blocks))
+        layer.update_layer(adapter_name, config, first=min(chosen), last=max(chosen))
