@@ -167,7 +167,7 @@ def evaluate(name: str, folder: Path) -> None:
     """Measures the shipped model on held-out rows; writes `evaluation.json` and the card."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    turns = build_turns("heldout", 40, 0)
+    turns = build_turns("heldout", 20, 0)
     hits = count_read(model, tokenizer, turns)
     low, high = wilson(hits, len(turns))
     result = measure_perplexity(model, tokenizer, turns) | {
