@@ -308,48 +308,46 @@ def run_seed(task: Task, folder: Path) -> Numbers:
     return numbers | measure_path(task, {"lora": first, "adaptformer": members[1]})
 
 
-COMPARISONS = {
-    "student of V-PET over labelled-only": ("student/v_pet/mean_labels", "member/lora on 0"),
-    "student of ST over labelled-only": ("student/st", "member/lora on 0"),
-    "student of PET over student of ST": ("student/pet", "student/st"),
-    "student of V-PET over student of PET": ("student/v_pet/mean_labels", "student/pet"),
-    "student of V-PET over student of ST": ("student/v_pet/mean_labels", "student/st"),
-    "FixMatch over labelled-only": ("baseline/fixmatch", "member/lora on 0"),
-    "SoftMatch over labelled-only": ("baseline/softmatch", "member/lora on 0"),
-    "student of V-PET over FixMatch": ("student/v_pet/mean_labels", "baseline/fixmatch"),
-    "student of V-PET over SoftMatch": ("student/v_pet/mean_labels", "baseline/softmatch"),
-    "pseudo-labels: mean labels over mean probs": ("rule/mean_labels/pool", "rule/mean_probs/pool"),
-    "pseudo-labels: mean labels over mean logits": ("rule/mean_labels/pool", "rule/mean_logits/pool"),
-    "pseudo-labels: Dawid-Skene over mean labels": ("rule/dawid_skene/pool", "rule/mean_labels/pool"),
-    "student: votes / K over mean logits": ("student/v_pet/mean_labels", "student/v_pet/mean_logits"),
-    "student: votes / K over softmax of counts": ("student/v_pet/mean_labels", "student/v_pet/softmax_counts"),
-    "V-PET over its mean member, mean probs": ("team/v_pet/mean_probs", "team/v_pet/mean_member"),
-    "V-PET over its best member, mean probs": ("team/v_pet/mean_probs", "team/v_pet/best_member"),
-    "V-PET over 4 seeds on 0, mean probs": ("team/v_pet/mean_probs", "team/4 seeds on 0/mean_probs"),
-    "V-PET over 4 seeds on 1, mean probs": ("team/v_pet/mean_probs", "team/4 seeds on 1/mean_probs"),
-    "4 methods over 4 seeds on 0, mean probs": ("team/4 methods on 0/mean_probs", "team/4 seeds on 0/mean_probs"),
-    "4 methods over their mean member, mean probs": (
-        "team/4 methods on 0/mean_probs",
-        "team/4 methods on 0/mean_member",
-    ),
-    "agreement: 4 methods minus 4 seeds on 0": ("team/4 methods on 0/agreement", "team/4 seeds on 0/agreement"),
-    "agreement, normalised: 4 methods minus 4 seeds on 0": (
+# Paired differences, the first minus the second, and the sign that the papers expect (0 where they say nothing).
+COMPARISONS: dict[str, tuple[str, str, int]] = {
+    "student of V-PET over labelled-only": ("student/v_pet/mean_labels", "member/lora on 0", 1),
+    "student of ST over labelled-only": ("student/st", "member/lora on 0", 1),
+    "student of PET over student of ST": ("student/pet", "student/st", 1),
+    "student of V-PET over student of PET": ("student/v_pet/mean_labels", "student/pet", 1),
+    "student of V-PET over student of ST": ("student/v_pet/mean_labels", "student/st", 1),
+    "FixMatch over labelled-only": ("baseline/fixmatch", "member/lora on 0", 0),
+    "SoftMatch over labelled-only": ("baseline/softmatch", "member/lora on 0", 0),
+    "student of V-PET over FixMatch": ("student/v_pet/mean_labels", "baseline/fixmatch", 1),
+    "student of V-PET over SoftMatch": ("student/v_pet/mean_labels", "baseline/softmatch", 1),
+    "pseudo-labels: mean labels over mean probs": ("rule/mean_labels/pool", "rule/mean_probs/pool", 1),
+    "pseudo-labels: mean labels over mean logits": ("rule/mean_labels/pool", "rule/mean_logits/pool", 1),
+    "pseudo-labels: weighted over mean labels": ("rule/weighted/pool", "rule/mean_labels/pool", 0),
+    "pseudo-labels: Dawid-Skene over mean labels": ("rule/dawid_skene/pool", "rule/mean_labels/pool", 0),
+    "student: mean labels over mean logits": ("student/v_pet/mean_labels", "student/v_pet/mean_logits", 1),
+    "student: votes / K over softmax of counts": ("student/v_pet/mean_labels", "student/v_pet/softmax_counts", 0),
+    "V-PET's members together over their mean": ("team/v_pet/mean_probs", "team/v_pet/mean_member", 1),
+    "V-PET's members together over the best of them": ("team/v_pet/mean_probs", "team/v_pet/best_member", 0),
+    "V-PET's members over 4 seeds on 0": ("team/v_pet/mean_probs", "team/4 seeds on 0/mean_probs", 0),
+    "V-PET's members over 4 seeds on 1": ("team/v_pet/mean_probs", "team/4 seeds on 1/mean_probs", 0),
+    "4 methods together over their mean": ("team/4 methods on 0/mean_logits", "team/4 methods on 0/mean_member", 1),
+    "4 methods over 4 seeds": ("team/4 methods on 0/mean_logits", "team/4 seeds on 0/mean_logits", 1),
+    "agreement: 4 methods minus 4 seeds": ("team/4 methods on 0/agreement", "team/4 seeds on 0/agreement", -1),
+    "agreement, normalised: 4 methods minus 4 seeds": (
         "team/4 methods on 0/normalised_agreement",
         "team/4 seeds on 0/normalised_agreement",
+        -1,
     ),
-    "agreement: V-PET minus 4 seeds on 0": ("team/v_pet/agreement", "team/4 seeds on 0/agreement"),
-    "confident overlap: 4 methods minus 4 seeds on 0": (
+    "agreement: V-PET's members minus 4 seeds on 0": ("team/v_pet/agreement", "team/4 seeds on 0/agreement", -1),
+    "confident overlap: 4 methods minus 4 seeds": (
         "team/4 methods on 0/confident_jaccard",
         "team/4 seeds on 0/confident_jaccard",
+        -1,
     ),
-    "selection: regret of random minus mean squared rank": (
-        "selection/regret/random",
-        "selection/regret/mean_sq_rank",
-    ),
-    "LoRA at 0.5 minus tuned, target": ("wise/lora/0.5/target", "wise/lora/1/target"),
-    "LoRA at 0.5 minus tuned, shifted": ("wise/lora/0.5/shifted", "wise/lora/1/shifted"),
-    "AdaptFormer at 0.5 minus tuned, target": ("wise/adaptformer/0.5/target", "wise/adaptformer/1/target"),
-    "AdaptFormer at 0.5 minus tuned, shifted": ("wise/adaptformer/0.5/shifted", "wise/adaptformer/1/shifted"),
+    "regret: random choice minus mean squared rank": ("selection/regret/random", "selection/regret/mean_sq_rank", 1),
+    "LoRA halfway minus tuned, target": ("wise/lora/0.5/target", "wise/lora/1/target", 0),
+    "LoRA halfway minus tuned, shifted": ("wise/lora/0.5/shifted", "wise/lora/1/shifted", 1),
+    "AdaptFormer halfway minus tuned, target": ("wise/adaptformer/0.5/target", "wise/adaptformer/1/target", 0),
+    "AdaptFormer halfway minus tuned, shifted": ("wise/adaptformer/0.5/shifted", "wise/adaptformer/1/shifted", 1),
 }
 
 
@@ -362,7 +360,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def summarise(results: list[Numbers]) -> list[dict[str, Any]]:
-    """One row for each number, and one for each paired difference with how often it is above zero."""
+    """One row for each number, and one for each paired difference, with how often it is above zero and a verdict."""
 
     def row(what: str, values: np.ndarray) -> dict[str, Any]:
         mean, low, high = interval(values)
@@ -370,10 +368,21 @@ def summarise(results: list[Numbers]) -> list[dict[str, Any]]:
         return {"what": what, "value": mean, "low": low, "high": high, "seeds": len(values), "samples": samples}
 
     rows = [row(key, np.array([result[key] for result in results])) for key in results[0]]
-    for name, (first, second) in COMPARISONS.items():
+    for name, (first, second, sign) in COMPARISONS.items():
         values = np.array([result[first] - result[second] for result in results])
-        rows.append({**row(name, values), "ups": int((values > 0).sum())})
+        difference = {**row(name, values), "ups": int((values > 0).sum())}
+        rows.append({**difference, "verdict": judge(difference["low"], difference["high"], sign)})
     return rows
+
+
+def judge(low: float, high: float, sign: int) -> str:
+    """What an interval says of a claim: `holds`, `does not hold`, or `open` where it spans zero or is none."""
+    if not low > 0 and not high < 0:
+        return "open"
+    above = low > 0
+    if sign == 0:
+        return "above" if above else "below"
+    return "holds" if above == (sign > 0) else "does not hold"
 
 
 def run_seeds(name: str, build: Callable[[int], Task], seeds: Sequence[int], about: str) -> list[dict[str, Any]]:

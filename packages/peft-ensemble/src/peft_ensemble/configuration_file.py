@@ -92,7 +92,7 @@ def read_file(path: str | Path) -> EnsembleFile:
         (parsed,) = HfArgumentParser(EnsembleFile).parse_yaml_file(path)  # type: ignore[arg-type]
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; the keys are {', '.join(EnsembleFile.__dataclass_fields__)}") from error
-    return parsed  # type: ignore[no-any-return]
+    return parsed
 
 
 def build_method(fields: Mapping[str, Any]) -> PeftConfig:
