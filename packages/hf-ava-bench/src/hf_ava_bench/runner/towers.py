@@ -203,7 +203,7 @@ def _build_inputs(model: nn.Module, pixel_values: torch.Tensor) -> dict[str, tor
     """Returns the arguments of a tower for pixel values `(batch_size, 3, height, width)`."""
     names = inspect.signature(model.forward).parameters
     patch: Any = getattr(model.config, "patch_size", None)
-    if "noise" in names:  # ViT-MAE sorts patches by this noise, and by chance without it
+    if "noise" in names and isinstance(patch, int):  # ViT-MAE sorts patches by it, and by chance without it
         num_patches = (pixel_values.shape[-2] // patch) * (pixel_values.shape[-1] // patch)
         noise = torch.arange(num_patches, device=pixel_values.device, dtype=torch.float32)
         return {"pixel_values": pixel_values, "noise": noise.expand(len(pixel_values), -1)}
