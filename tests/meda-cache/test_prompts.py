@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from meda_cache import MedaCache, attach, detach
+from meda_cache.layer import MedaLayer
 from meda_cache.prompt import Prompt
 from support.tiny_decoders import IMAGE_TOKEN, Family, MaskedFullCache, build_family
 
@@ -316,6 +317,54 @@ def test_offloaded_layers_come_back_and_go_on(llava: Family) -> None:
                     layer.prefetch()
             results.append(logits)
     assert torch.equal(*results)
+
+
+class Stream:
+    """Stands for a stream of a GPU: everything happens at once."""
+
+    def wait_stream(self, other: Any) -> None:
+        assert isinstance(other, Stream)
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+@pytest.mark.parametrize("options", [{"preset": "meda"}, {"recompress": "each_prefill"}], ids=str)
+def test_generating_with_offloading_equals_generating_without(
+    llava: Family, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers' own offloading, with streams that are none: a layer leaves after its turn and comes back."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+    monkeypatch.setattr(torch, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: Stream())
+    moves: list[tuple[str, int]] = []
+    for name in ("offload", "prefetch"):
+        monkeypatch.setattr(MedaLayer, name, record_moves(getattr(MedaLayer, name), name, moves))
+    inputs, results = llava.prompts(1, 3), []
+    with attach(llava.model):
+        for offloading in (False, True):
+            cache = MedaCache(llava.model.config, keep_ratio=0.3, offloading=offloading, **options)
+            first = llava.model.generate(**inputs, past_key_values=cache, max_new_tokens=4, min_new_tokens=4)
+            turn = torch.cat([first, torch.tensor([[7, 8, 9]] * 2)], dim=1)
+            mask = torch.nn.functional.pad(
+                inputs["attention_mask"], (0, turn.shape[1] - inputs["input_ids"].shape[1]), value=1
+            )
+            results.append(llava.model.generate(turn, attention_mask=mask, past_key_values=cache, max_new_tokens=4))
+    assert torch.equal(*results)
+    assert [index for name, index in moves if name == "offload"][:8] == [0, 1, 2, 3] * 2
+    assert [index for name, index in moves if name == "prefetch"][:8] == [1, 2, 3, 0] * 2
+
+
+def record_moves(move: Any, name: str, moves: list[tuple[str, int]]) -> Any:
+    def recorded(layer: MedaLayer) -> None:
+        moves.append((name, layer.layer_idx))
+        move(layer)
+        assert name == "prefetch" or layer._key_buffer is None, "room for tokens to come stays nowhere"
+
+    return recorded
 
 
 def test_images_are_runs_of_visual_tokens() -> None:
