@@ -59,3 +59,13 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, pooling):
         results.append(load_file(tmp_path / str(steps) / "adapter_model.safetensors"))
     for name, value in results[0].items():
         torch.testing.assert_close(results[1][name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["native", "cls"])
+def test_a_backbone_stored_in_half_precision_is_trained_in_single(build_model, pixel_values, tmp_path, pooling):
+    build_model("vit").half().save_pretrained(tmp_path)
+    model = load_classifier(str(tmp_path), num_labels=3, pooling=pooling)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model(pixel_values=pixel_values).logits.dtype == torch.float32
+    half = load_classifier(str(tmp_path), num_labels=3, pooling=pooling, dtype=torch.bfloat16)
+    assert next(half.parameters()).dtype == torch.bfloat16

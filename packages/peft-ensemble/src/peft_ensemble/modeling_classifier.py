@@ -87,7 +87,8 @@ def load_classifier(
         pooling: `"native"` is the head of transformers (for models without one, such as DINOv3: `"cls"`), `"cls"` a
             linear layer on the class token, as in both papers.
         seed: of the new head. The global random state is left as it was.
-        kwargs: go to `from_pretrained`.
+        kwargs: go to `from_pretrained`. `dtype` is float32 by default, whatever the checkpoint is stored in: a head
+            and adapters in half precision learn badly, and a CPU is slow in it.
 
     Raises:
         ValueError: an unknown pooling, or `"cls"` for a model without a class token.
@@ -106,6 +107,7 @@ def load_classifier(
     """
     if pooling not in ("native", "cls"):
         raise ValueError(f"pooling must be 'native' or 'cls', got {pooling!r}")
+    kwargs = {"dtype": torch.float32, **kwargs}
     config = AutoConfig.from_pretrained(backbone)
     known = type(config) in AutoModelForImageClassification._model_mapping
     with torch.random.fork_rng(devices=[]):
