@@ -112,16 +112,13 @@ def compare_heads(runs: Sequence[Mapping[str, Fingerprint]], what: str, towers: 
     comparison = compare_rankings(*([side[name] for name in towers] for side in runs))
     rows = []
     for ability, found in {**comparison.abilities, "mean rank": comparison.overall}.items():
-        low, high = found["tau_interval"]
+        told = [swap["significant_in_first"] and swap["significant_in_second"] for swap in found["swapped"]]
+        numbers = {"tau_b": found["tau_b"], "spearman": found["spearman"]}
+        numbers |= dict(zip(("low", "high"), found["tau_interval"], strict=True))
         rows.append(
-            {"row": "ranking", "towers": what, "n": comparison.n, "ability": ability, "tau_b": found["tau_b"]}
-            | {"low": low, "high": high, "spearman": found["spearman"], "top_1_agrees": found["top_1_agrees"]}
-            | {"swapped": len(found["swapped"])}
-            | {
-                "swapped_told_apart": sum(
-                    s["significant_in_first"] and s["significant_in_second"] for s in found["swapped"]
-                )
-            }
+            {"row": "ranking", "towers": what, "n": comparison.n, "ability": ability}
+            | {key: None if np.isnan(value) else value for key, value in numbers.items()}  # all towers tied
+            | {"top_1_agrees": found["top_1_agrees"], "swapped": len(told), "swapped_told_apart": sum(told)}
         )
     return rows
 
