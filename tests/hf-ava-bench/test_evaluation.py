@@ -1,14 +1,17 @@
 """The metrics as modules of `evaluate`, by path, offline, alone, combined and in two processes."""
 
+import http.server
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import ClassVar
 
 import evaluate
 import pytest
 
-from hf_ava_bench import ABILITIES, compute_score, list_metrics, metric_path
+from hf_ava_bench import ABILITIES, compute_score, export_space, list_metrics, metric_path
 
 EXAMPLES = {
     "counting_error": (["5"], ["4"], "mae_gt", 0.25),
@@ -111,6 +114,67 @@ def test_fresh_home_needs_no_connection_and_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", FRESH], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "7"
+
+
+def test_scoring_loads_no_model_library(tmp_path):
+    (tmp_path / "p.json").write_text('[{"id": 1, "text": "5", "answer": "4"}]', encoding="utf-8")
+    code = (
+        "import sys; from hf_ava_bench.cli import main; "
+        f"assert main(['score', {str(tmp_path / 'p.json')!r}, '--ability', 'counting']) == 0; "
+        "print(sorted({'evaluate', 'matplotlib', 'torch', 'transformers', 'peft'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
+    """The two requests that `evaluate.load("acme/giou")` makes to the Hub."""
+
+    folder = ""
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        name = self.path.rpartition("/")[2]
+        path = Path(self.folder) / name
+        found = self.path.startswith("/spaces/acme/giou/resolve/main/") and path.is_file()
+        self.send_response(200 if found else 404)
+        self.end_headers()
+        if found and self.command == "GET":
+            self.wfile.write(path.read_bytes())
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.loopback
+def test_exported_space_is_loaded_as_from_the_hub(tmp_path):
+    _Hub.folder = str(export_space("giou", tmp_path / "giou"))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = (
+        "import evaluate; giou = evaluate.load('acme/giou'); "
+        "print(giou.compute(predictions=['[0, 0, 1, 1]'], references=['[0, 0, 1, 0.5]'])['giou'])"
+    )
+    env = {
+        **os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "USE_TORCH": "0", "HF_HUB_DISABLE_TELEMETRY": "1",
+    }  # fmt: skip
+    for name in ("HF_EVALUATE_OFFLINE", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        env.pop(name, None)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env, timeout=240
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "0.5"
+    assert "/spaces/acme/giou/resolve/main/giou.py" in _Hub.asked
 
 
 WORKER = (

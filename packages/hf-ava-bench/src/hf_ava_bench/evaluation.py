@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
-import evaluate
 
 from hf_ava_bench.abilities import ABILITIES, find_ability
 from hf_ava_bench.scoring import compute_score
+
+if TYPE_CHECKING:
+    import evaluate
 
 CITATION = """@inproceedings{mai2026avabench,
   title={AVA-Bench: Atomic Visual Ability Benchmark for Vision Foundation Models},
@@ -76,8 +78,10 @@ def metric_path(name: str) -> str:
     return str(Path(str(resources.files("hf_ava_bench"))) / "metrics" / name)
 
 
-def describe_metric(description: str) -> evaluate.MetricInfo:
+def describe_metric(description: str) -> "evaluate.MetricInfo":
     """Returns what `evaluate` wants to know about a metric of ours: strings in, so that parsing is part of it."""
+    import evaluate  # brings torch and transformers along where they are: scoring a file needs none of them
+
     return evaluate.MetricInfo(
         description=description,
         citation=CITATION,
