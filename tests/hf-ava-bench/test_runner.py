@@ -186,6 +186,13 @@ def test_run_with_adapters_goes_on_where_it_stopped(tmp_path, llm, monkeypatch):
     stored = Fingerprint.load(tmp_path / "vit" / "fingerprint.json")
     assert stored == fingerprint
     assert any("synthetic" in warning for warning in stored.warnings)
+    assert stored.resolution == 32
+    assert stored.table().startswith(
+        "ViTModel through LlamaForCausalLM (16 tokens an image of 32 pixels, profile test)"
+    )
+    hashes = [digest for ability in stored.abilities.values() for digest in ability.items.values()]
+    assert len({len(digest) for digest in hashes}) == 1
+    assert len(set(hashes)) == 4  # of two splits of two abilities
     assert "| counting | mae_gt |" in stored.table()
     # Another request does not take the old results.
     run_benchmark(vit, fresh, tmp_path / "vit", ["scene"], seed=1, **arguments)

@@ -34,7 +34,8 @@ class AbilityResult:
 
     `value` is the metric, `interval` its 95 percent bootstrap interval over images, `m0` the metric of the best
     constant answer and `m1` that of no mistake, `score` the anchored score with its `score_interval`, `controls` the
-    anchored scores of heads that saw no image or a wrong one, and `values` the metric of each test item under its id.
+    anchored scores of heads that saw no image or a wrong one, `items` a sha256 of the ids, questions and answers of
+    each split, and `values` the metric of each test item under its id.
 
     Example:
 
@@ -63,6 +64,7 @@ class AbilityResult:
     synthetic: bool
     controls: Mapping[str, float] = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
+    items: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict, repr=False)
 
 
@@ -76,6 +78,7 @@ class Fingerprint:
         profile (`dict`): how much was trained on how many items.
         seed (`int`): seed of the run.
         num_tokens (`int`): visual tokens of an image.
+        resolution (`int`, *optional*): side in pixels of the square that all of an image is squashed to.
         abilities (`dict`): ability -> [`AbilityResult`].
         versions (`dict`): library -> version.
 
@@ -96,6 +99,7 @@ class Fingerprint:
     seed: int
     num_tokens: int
     abilities: Mapping[str, AbilityResult]
+    resolution: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -140,7 +144,9 @@ class Fingerprint:
     def table(self) -> str:
         """Returns the scores as a Markdown table, with what has to be known about them."""
         lines = [
-            f"{self.tower} through {self.llm} ({self.num_tokens} tokens an image, profile {self.profile.get('name')})",
+            f"{self.tower} through {self.llm} "
+            f"({self.num_tokens} tokens an image of {self.resolution or 'unknown'} pixels, "
+            f"profile {self.profile.get('name')})",
             "",
             "| ability | metric | value | 95 % interval | constant | score | controls |",
             "|---|---|---|---|---|---|---|",

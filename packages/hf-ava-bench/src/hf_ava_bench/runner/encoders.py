@@ -88,6 +88,8 @@ class KnownEncoder:
     ```
     """
 
+    image_size = SIZE
+
     def __init__(self, name: str):
         if name not in (*KNOWN_ENCODERS, "oracle"):
             raise ValueError(f"Expected one of {', '.join((*KNOWN_ENCODERS, 'oracle'))}, got {name!r}.")

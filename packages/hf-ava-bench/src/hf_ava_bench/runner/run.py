@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,7 @@ def run(
         profile=asdict(settings),
         seed=seed,
         num_tokens=num_tokens,
+        resolution=getattr(tower, "image_size", None),
         abilities=results,
         versions={library: metadata.version(library) for library in LIBRARIES},
     )
@@ -176,7 +177,13 @@ def _run_ability(plan: _Run, ability: Ability) -> tuple[AbilityResult, int]:
         if control in plan.controls:
             seen = _control_tokens(plan, control, train, test, tokens)
             controls[control] = anchor(_measure_control(plan, ability, control, train, test, seen).value, m0, m1)
-    return _summarize(score, test, m0, m1, controls, cost), tokens[0].shape[1]
+    items = {"train": _hash_items(train), "test": _hash_items(test)}
+    return replace(_summarize(score, test, m0, m1, controls, cost), items=items), tokens[0].shape[1]
+
+
+def _hash_items(table: Any) -> str:
+    columns = (table[column][:] for column in ("id", "question", "answer"))
+    return hashlib.sha256(json.dumps(list(zip(*columns, strict=True))).encode()).hexdigest()
 
 
 def _encode(plan: _Run, tower: Tower, *tables: Any) -> list[torch.Tensor]:
