@@ -5,7 +5,7 @@
 """The sessions of this repository: `nox` alone is what CI runs, `nox --list` tells the rest.
 
 `typecheck`, `tests`, `gpu`, `demo` and `bench` share one environment, `.nox/dev`, made by the session `dev`: torch is
-installed once. `lint`, `alone` and `minimums` have their own.
+installed once. `lint`, `alone`, `minimums`, `docs` and `build` have their own.
 """
 
 import os
@@ -196,6 +196,7 @@ def demo(session: nox.Session) -> None:
         shutil.rmtree(ROOT / "demo" / dist, ignore_errors=True)
         python(session, script, "--out", f"demo/{dist}", *taken[dist])
     python(session, "docs/demo/page.py", "demo", *present)
+    python(session, "docs/demo/check.py", "demo", *present)
 
 
 @nox.session(venv_backend="none", requires=["dev"], default=False)
@@ -210,3 +211,11 @@ def bench(session: nox.Session) -> None:
 def claims(session: nox.Session) -> None:
     """Say which claims of the papers hold on the nano models; `-- --run` measures them again first (hours)."""
     python(session, "benchmarks-hf/claims.py", *session.posargs)
+
+
+@nox.session(reuse_venv=True, default=False)
+def docs(session: nox.Session) -> None:
+    """Build the site in site/, from the files of the repository; a broken link or anchor fails."""
+    session.install("mkdocs-material", "mkdocstrings[python]", "ruff", *CONSTRAINTS)  # ruff formats signatures
+    session.run("mkdocs", "build", "--strict", "--config-file", "docs/mkdocs.yml", env={"NO_MKDOCS_2_WARNING": "1"})
+    session.log("see site/index.html")

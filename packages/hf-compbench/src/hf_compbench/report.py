@@ -165,7 +165,8 @@ def build_table(scores: Scores, baselines: Mapping[str, Scores]) -> str:
     macro = f"{100 * scores.macro:.1f} [{100 * scores.macro_low:.1f}, {100 * scores.macro_high:.1f}]"
     rows.append(f"<tr><td>macro mean</td><td></td><td>{macro}</td></tr>")
     missing = f"\n<p>Missing: {scores.missing} replies, in no accuracy.</p>" if scores.missing else ""
-    return f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>" + missing
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
+    return f'<div style="overflow-x: auto">{table}</div>{missing}'
 
 
 def _relativities(scores: Scores) -> str:
