@@ -58,6 +58,14 @@ def test_each_distinct_caption_comes_once(files: dict[str, list[str]]) -> None:
     assert torch.equal(single["pixel_values"], plain["pixel_values"])
 
 
+def test_captions_that_lose_their_end_are_counted(files: dict[str, list[str]]) -> None:
+    batch = next(iter(make(files, batch_size=24, text_mix={"sci": 1.0}, max_length=24)))
+    captions = {taxon.caption("sci").replace(" ", "") for taxon in TAXA}
+    longer = [caption for caption in captions if len(caption) + 2 > 24]  # a token is a byte, and there are two more
+    assert batch["num_cut"] == len(longer)
+    assert 0 < len(longer) < len(captions)
+
+
 def test_a_step_has_one_type_of_text_in_all_processes(files: dict[str, list[str]]) -> None:
     drawn = []
     for rank in (0, 1):

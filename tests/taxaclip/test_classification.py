@@ -3,6 +3,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -12,6 +13,7 @@ from transformers import CLIPModel, CLIPProcessor
 
 from support.taxa import TAXA
 from taxaclip import RANKS, TaxonClassifier, TaxonIndex
+from taxaclip.images import read_image
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGES = [GOLDEN / f"img_{number}.png" for number in range(4)]
@@ -92,6 +94,33 @@ def test_a_bad_image_is_a_row_and_not_the_end(classifier: TaxonClassifier, tmp_p
     assert "broken.png" in results[0][0]["file_name"]
 
 
+def test_no_kind_of_bad_file_is_the_end(
+    classifier: TaxonClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "chunk.png")
+    data = bytearray((tmp_path / "chunk.png").read_bytes())
+    second = data.find(b"IDAT", data.find(b"IDAT") + 4)
+    data[second : second + 4] = b"\x01\x02\x03\x04"  # PIL raises SyntaxError
+    (tmp_path / "chunk.png").write_bytes(data)
+    Image.new("F", (8, 8)).save(tmp_path / "float.tiff")
+    Image.new("L", (500, 500)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # and DecompressionBombError for twice as many
+    names = [tmp_path / name for name in ("chunk.png", "float.tiff", "large.png")]
+    results = list(classifier.predict([*names, IMAGES[0]], batch_size=2))
+    assert ["error" in rows[0] for rows in results] == [True, True, True, False]
+    assert "no known range" in results[1][0]["error"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_sixteen_bits_a_pixel_become_eight(suffix: str, tmp_path: Path) -> None:
+    values = (np.arange(64 * 64) * 16).astype(np.uint16).reshape(64, 64)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    found = np.asarray(read_image(tmp_path / f"deep.{suffix}"))
+    assert np.array_equal(found, (values // 256)[:, :, None].repeat(3, 2))
+    assert read_image(Image.fromarray(np.full((2, 2), 200, np.int32))).getpixel((0, 0)) == (200, 200, 200)
+
+
 def test_folders_data_sets_and_streams_are_read(classifier: TaxonClassifier) -> None:
     expected = list(classifier.predict(IMAGES))
     rows = Dataset.from_dict({"image": [str(path) for path in IMAGES], "file_name": [str(path) for path in IMAGES]})
@@ -134,8 +163,9 @@ def test_one_picture_may_come_often(classifier: TaxonClassifier) -> None:
 
 
 def test_what_is_no_image_at_all_is_an_error(classifier: TaxonClassifier) -> None:
-    with pytest.raises(TypeError, match="column 'image'"):
-        list(classifier.predict([{"picture": "a.png"}]))
+    for image, message in (({"picture": "a.png"}, "column 'image'"), (7, "got int")):
+        with pytest.raises(TypeError, match=message):
+            list(classifier.predict([image]))
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "I;16"])

@@ -101,6 +101,7 @@ def many(tmp_path: Path) -> Path:
     return images
 
 
+@pytest.mark.slow
 def test_a_killed_prediction_goes_on(folders: dict[str, str], many: Path, tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     arguments = ["predict", str(many), "--model", folders["model"], "--index", folders["index"]]
@@ -150,8 +151,10 @@ def test_log_says_what_made_the_rows(folders: dict[str, str], tmp_path: Path) ->
     arguments = ["predict", *IMAGES, "--model", folders["model"], "--index", folders["index"], "--log", str(log)]
     assert cli.main([*arguments, "--output", str(tmp_path / "rows.csv")]) == 0
     entries = json.loads(log.read_text())
-    weights = Path(folders["index"], "index.safetensors").read_bytes()
-    assert entries["index_sha256"] == hashlib.sha256(weights).hexdigest()
+    files = sorted(Path(folders["index"]).iterdir())
+    lines = [f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}" for path in files]
+    assert entries["index_sha256"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert len(entries["processor_sha256"]) == 64
     assert entries["model_sha256"] == hash_model(CLIPModel.from_pretrained(folders["model"]))
     assert entries["versions"]["torch"] == torch.__version__
     assert (entries["command"], entries["arguments"]["images"]) == ("predict", IMAGES)

@@ -69,3 +69,12 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
 def test_labels_must_fit_the_features() -> None:
     with pytest.raises(ValueError, match="one label"):
         FewShotClassifier.fit(torch.ones(3, 2), ["a"])
+
+
+def test_features_must_be_finite() -> None:
+    x = torch.eye(3)
+    classifier = FewShotClassifier.fit(x, ["a", "b", "c"])
+    x[1, 1] = torch.inf
+    for call in (lambda: FewShotClassifier.fit(x, ["a", "b", "c"]), lambda: classifier.predict(x)):
+        with pytest.raises(ValueError, match=r"rows \[1\] are not"):
+            call()

@@ -92,3 +92,10 @@ def test_one_species_has_no_subspace() -> None:
         species_subspace(torch.ones(1, 3))
     with pytest.raises(ValueError, match="energy"):
         species_subspace(torch.ones(2, 3), energy=0)
+
+
+def test_features_must_be_finite() -> None:
+    x = torch.ones(4, 3)
+    x[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="finite"):
+        variation_geometry(x, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1]))

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,15 @@ def test_incomplete_folder_is_refused(tmp_path: Path) -> None:
     (folder / "meta.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"meta\.json"):
         TaxonIndex.from_pretrained(folder)
+
+
+def test_files_of_two_indexes_are_refused(tmp_path: Path) -> None:
+    index, _ = make_index()
+    index.save_pretrained(tmp_path / "one")
+    TaxonIndex(TAXA[:3], torch.ones(3, DIM), logit_scale=1.0).save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other" / "taxonomy.arrow", tmp_path / "one" / "taxonomy.arrow")
+    with pytest.raises(ValueError, match="as many taxa"):
+        TaxonIndex.from_pretrained(tmp_path / "one")
 
 
 def test_unknown_and_ambiguous_clades_say_what_to_do() -> None:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, CLIPModel
@@ -71,3 +72,21 @@ def test_both_batches_go_through_their_projection() -> None:
         (output.replay_text_embeds, model(**replay).text_embeds),
     ):
         torch.testing.assert_close(torch.nn.functional.normalize(embeds, dim=1), expected)
+
+
+def test_projection_is_found_in_any_cache_of_the_hub_at_any_revision(tmp_path: Path) -> None:
+    for revision, factor in (("a" * 40, 1.0), ("b" * 40, 3.0)):
+        model = build_model(replay=True)
+        model.replay_projection.weight.data.fill_(factor)
+        model.save_pretrained(tmp_path / "models--birds--clip" / "snapshots" / revision)
+    (tmp_path / "models--birds--clip" / "refs").mkdir()
+    (tmp_path / "models--birds--clip" / "refs" / "main").write_text("a" * 40)
+    for revision, factor in ((None, 1.0), ("b" * 40, 3.0)):
+        options = {} if revision is None else {"revision": revision}
+        found = ReplayCLIPModel.from_pretrained("birds/clip", cache_dir=tmp_path, local_files_only=True, **options)
+        assert found.replay_projection.weight.unique().tolist() == [factor]
+
+
+def test_saving_and_sending_at_once_would_leave_the_projection_behind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="push_to_hub"):
+        build_model(replay=True).save_pretrained(tmp_path, push_to_hub=True)

@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,37 @@ def test_parts_of_another_job_are_not_used(tmp_path: Path) -> None:
     assert Parts(tmp_path / "parts", ["model a"]).get(0, lambda: (torch.ones(2), {})).tolist() == [0, 0]
     assert one.texts(0) == {"names": "x"}
     assert Parts(tmp_path / "parts", ["model b"]).get(0, lambda: (torch.ones(2), {})).tolist() == [1, 1]
+
+
+def test_a_folder_of_other_things_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="name another"):
+        Parts(tmp_path, ["job"])
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_another_processor_is_another_job(
+    clip: tuple[CLIPModel, CLIPProcessor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = clip
+    other = CLIPProcessor(copy.deepcopy(processor.image_processor), processor.tokenizer)
+    other.image_processor.image_mean = [0.1, 0.2, 0.3]
+    with monkeypatch.context() as patch:
+        stop_after(1, patch, writing, "embed_images")
+        with pytest.raises(KeyboardInterrupt):
+            write_embeddings(tmp_path / "e.safetensors", model, processor, IMAGES, 2)
+    write_embeddings(tmp_path / "e.safetensors", model, other, IMAGES, 2)
+    write_embeddings(tmp_path / "whole.safetensors", model, other, IMAGES, 2)
+    assert read_whole(tmp_path / "e.safetensors") == read_whole(tmp_path / "whole.safetensors")
+
+
+def test_batches_hold_an_image_at_least(clip: tuple[CLIPModel, CLIPProcessor], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        write_embeddings(tmp_path / "e.safetensors", *clip, IMAGES, 0)
+
+
+def test_texts_that_lose_their_end_are_counted(
+    clip: tuple[CLIPModel, CLIPProcessor], caplog: pytest.LogCaptureFixture
+) -> None:
+    texts.embed_texts(*clip, ["a bee", "a " * 100, "b " * 100])
+    assert "2 of 3 texts have more than" in caplog.text

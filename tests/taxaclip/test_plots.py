@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,9 +56,35 @@ def test_wrong_arguments_are_refused() -> None:
     for call in (
         lambda: plots.plot_variation(x, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])),
         lambda: plots.plot_variation(x, torch.zeros(3), torch.zeros(3)),
+        lambda: plots.plot_variation(x, torch.tensor([0, 0, 2, 3]), torch.tensor([0, 1, 0, 1])),
         lambda: plots.plot_traits(x, {}),
+        lambda: plots.plot_traits(x, {"size": [1.0, 2, 3, 4]}, method="tsne"),
+        lambda: plots.plot_traits(x[:3], {"size": [1.0, 2, 3]}, method="umap"),
         lambda: plots.plot_traits(x, {"size": [1.0]}),
         lambda: plots.plot_scaling([1], []),
     ):
         with pytest.raises(ValueError, match="Expected"):
             call()
+
+
+def test_umap_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(ImportError, match=r"taxaclip\[umap\]"):
+        plots.plot_traits(torch.randn(5, 3), {"size": [1.0, 2, 3, 4, 5]}, method="umap")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:numba", "ignore::FutureWarning:sklearn")
+def test_umap_keeps_neighbours_together_and_is_seeded() -> None:
+    pytest.importorskip("umap")
+    generator = torch.Generator().manual_seed(0)
+    group = torch.arange(40) // 20
+    x = torch.randn(40, 8, generator=generator) + 20 * group[:, None]
+    points = []
+    for _ in range(2):
+        figure = plots.plot_traits(x, {"group": group.tolist()}, method="umap")
+        points.append(np.asarray(figure.axes[0].collections[0].get_offsets()))
+    assert np.array_equal(points[0], points[1])
+    centres = [points[0][group == number].mean(axis=0) for number in (0, 1)]
+    spread = max(np.linalg.norm(points[0][group == n] - centres[n], axis=1).max() for n in (0, 1))
+    assert np.linalg.norm(centres[0] - centres[1]) > spread

@@ -8,7 +8,8 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from support.taxa import TAXA
-from taxaclip import RANKS, LabelClassifier, TaxonIndex
+from taxaclip import RANKS, LabelClassifier, TaxonIndex, from_pretrained
+from taxaclip.compat import pybioclip
 from taxaclip.compat.pybioclip import (
     CustomLabelsBinningClassifier,
     CustomLabelsClassifier,
@@ -106,3 +107,21 @@ def test_squashing_is_for_the_models_that_pybioclip_squashes_for(folder: str, in
     assert not crop.squash
     image = Image.open(IMAGES[0])
     assert (crop.create_image_features([image]) - squash.create_image_features([image])).abs().max() > 1e-4
+
+
+def test_only_models_with_published_embeddings_need_no_index(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="imageomics/bioclip, imageomics/bioclip-2"):
+        TreeOfLifeClassifier(model_str=folder)
+    asked: list[str] = []
+
+    def download(repo: str, file: str, repo_type: str) -> str:
+        asked.append(f"{repo_type} {repo} {file}")
+        raise FileNotFoundError(repo)
+
+    monkeypatch.setattr(pybioclip, "hf_hub_download", download)
+    monkeypatch.setattr(
+        pybioclip, "from_pretrained", lambda _, tokenizer: from_pretrained(folder, tokenizer=tokenizer)
+    )
+    with pytest.raises(FileNotFoundError, match="10M"):
+        TreeOfLifeClassifier(model_str="hf-hub:imageomics/bioclip")
+    assert asked == ["dataset imageomics/TreeOfLife-10M embeddings/txt_emb_species.npy"]

@@ -102,3 +102,22 @@ def test_a_file_of_other_things_is_refused(name: str, tmp_path: Path) -> None:
 def test_other_suffixes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\.parquet"):
         write_rows(tmp_path / "rows.txt", RESULTS, NAMES)
+
+
+@pytest.mark.parametrize(("names", "got"), [(NAMES[:3], "more"), ([*NAMES, "f.jpg"], "got 4")])
+def test_results_must_be_as_many_as_names(names: list[str], got: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=got):
+        write_rows(tmp_path / "rows.csv", RESULTS, names)
+    assert not (tmp_path / "rows.csv").exists()
+
+
+def test_half_a_line_is_cut_off_without_writing_the_others_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, RESULTS[:2], NAMES[:2])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"file_name": "d.j')
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: pytest.fail("a kill here would lose all rows"))
+    assert finished_names(path) == set(NAMES[:2])
+    assert path.read_bytes() == whole

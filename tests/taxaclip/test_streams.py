@@ -16,10 +16,12 @@ FILES, ROWS = 4, 6
 TOTAL = FILES * ROWS
 
 
+KNOWN = {Image.open(io.BytesIO(draw(number))).tobytes(): number for number in range(TOTAL)}
+
+
 def numbers(samples: list[Sample]) -> list[int]:
     """Which of the drawn images these are."""
-    known = {Image.open(io.BytesIO(draw(number))).tobytes(): number for number in range(TOTAL)}
-    return [known[sample.image.tobytes()] for sample in samples]
+    return [KNOWN[sample.image.tobytes()] for sample in samples]
 
 
 @pytest.fixture
@@ -53,15 +55,17 @@ def test_parts_share_an_epoch_without_overlap(files: list[str], num_parts: int) 
     assert sorted(parts) == list(range(TOTAL))
 
 
-@pytest.mark.parametrize("done", [0, 1, 5, 6, 11, 24, 25, 40])
 @pytest.mark.parametrize(("part", "num_parts"), [(0, 1), (1, 2), (4, 5)])
-def test_state_goes_on_where_the_stream_was(files: list[str], done: int, part: int, num_parts: int) -> None:
-    stream = ImageTextStream(files, buffer_size=5)
-    whole = take(stream.iterate(part, num_parts), done + 12)
-    first = stream.iterate(part, num_parts)
-    take(first, done)
-    again = ImageTextStream(files, buffer_size=5).iterate(part, num_parts, dict(first.state))
-    assert take(again, 12) == whole[done:]
+def test_state_goes_on_where_the_stream_was(files: list[str], part: int, num_parts: int) -> None:
+    first = ImageTextStream(files, buffer_size=5).iterate(part, num_parts)
+    states, whole = {}, []
+    for done in range(50):
+        if done in (0, 1, 5, 6, 11, 24, 25, 40):
+            states[done] = dict(first.state)
+        whole += take(first, 1)
+    for done, state in states.items():
+        again = ImageTextStream(files, buffer_size=5).iterate(part, num_parts, state)
+        assert take(again, 10) == whole[done : done + 10], done
 
 
 @pytest.mark.parametrize("layout", ["json", "texts"])
@@ -125,3 +129,15 @@ def test_wrong_arguments_are_refused(files: list[str]) -> None:
     ):
         with pytest.raises(ValueError, match="Expected"):
             ImageTextStream(paths, **options)  # type: ignore[arg-type]
+
+
+def test_state_of_another_stream_is_refused(files: list[str]) -> None:
+    first = ImageTextStream(files, buffer_size=5).iterate()
+    take(first, 3)
+    for paths, options in (
+        (files, {"buffer_size": 6}),
+        (files, {"buffer_size": 5, "seed": 1}),
+        (files[:3], {"buffer_size": 5}),
+    ):
+        with pytest.raises(ValueError, match="another stream"):
+            ImageTextStream(paths, **options).iterate(0, 1, dict(first.state))  # type: ignore[arg-type]

@@ -136,6 +136,7 @@ def test_trained_model_tells_new_images_of_the_taxa_apart(folder: Path) -> None:
     assert logs[-1]["loss"] < logs[0]["loss"] - 1
     assert 0 < logs[0]["repeated_captions"] < 1
     assert logs[0]["bad_samples"] == 0
+    assert logs[0]["cut_captions"] == 0
     model = trainer.model.eval()
     assert not torch.equal(model.replay_projection.weight, model.visual_projection.weight)
     index = TaxonIndex.build(model, build_processor(), TAXA, text_type="sci")
@@ -231,6 +232,7 @@ def worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.loopback
 def test_two_processes_take_the_step_of_one(folder: Path) -> None:
     torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)

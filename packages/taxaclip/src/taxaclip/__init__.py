@@ -6,6 +6,7 @@ from taxaclip.convert import from_pretrained, hf_to_open_clip, open_clip_to_hf
 from taxaclip.distributed import cached_backward, distributed_contrastive_loss
 from taxaclip.few_shot import FewShotClassifier
 from taxaclip.geometry import VariationGeometry, variation_geometry
+from taxaclip.images import embed_images
 from taxaclip.index import RankScores, TaxonIndex
 from taxaclip.labels import LabelClassifier
 from taxaclip.losses import chunked_contrastive_loss, contrastive_loss, replay_loss
@@ -33,6 +34,7 @@ __all__ = [
     "chunked_contrastive_loss",
     "contrastive_loss",
     "distributed_contrastive_loss",
+    "embed_images",
     "finished_names",
     "from_pretrained",
     "hf_to_open_clip",

@@ -12,6 +12,7 @@ from transformers import CLIPProcessor
 
 from taxaclip.streams import ImageTextStream, Sample
 from taxaclip.taxonomy import RANKS, TEXT_TYPES, clean_text
+from taxaclip.texts import count_cut
 
 Batch = dict[str, Any]
 
@@ -19,9 +20,10 @@ Batch = dict[str, Any]
 class ContrastiveBatches(torch.utils.data.IterableDataset[Batch]):
     """Endless batches from a stream of taxa and, with replay, one of general images.
 
-    A batch holds `pixel_values`, `input_ids` and `attention_mask` of its distinct captions, `text_index` (which
-    caption is whose), `lineages` (a number for each taxon's group at each rank, the same in all processes),
-    `replay_...` of the same, and `state`, from which `go_on` continues behind it, with as many workers and processes.
+    A batch holds `pixel_values`, `input_ids` and `attention_mask` of its distinct captions, `num_cut` (how many of
+    these are longer than `max_length`), `text_index` (which caption is whose), `lineages` (a number for each taxon's
+    group at each rank, the same in all processes), `replay_...` of the same, and `state`, from which `go_on` continues
+    behind it, with as many workers and processes.
 
     Args:
         stream (`ImageTextStream`): of taxa.
@@ -129,6 +131,7 @@ class ContrastiveBatches(torch.utils.data.IterableDataset[Batch]):
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
             "text_index": torch.tensor(index),
+            "num_cut": count_cut(tokens),
         }
 
 

@@ -16,7 +16,7 @@ from taxaclip.convert import from_pretrained, hf_to_open_clip, open_clip_to_hf
 from taxaclip.images import find_images
 from taxaclip.index import TaxonIndex
 from taxaclip.labels import LabelClassifier
-from taxaclip.provenance import RunLog, hash_file, hash_model
+from taxaclip.provenance import RunLog, hash_folder, hash_model, hash_processor
 from taxaclip.rows import finished_names, write_rows
 from taxaclip.taxonomy import RANKS
 from taxaclip.writing import read_taxa, write_embeddings
@@ -100,7 +100,8 @@ def _convert(args: argparse.Namespace, log: RunLog) -> None:
 
 def _load(args: argparse.Namespace, log: RunLog) -> tuple[CLIPModel, CLIPProcessor]:
     model, processor = from_pretrained(args.model, tokenizer=args.tokenizer)
-    log.add(**({"model_sha256": hash_model(model)} if args.log else {}))
+    if args.log:
+        log.add(model_sha256=hash_model(model), processor_sha256=hash_processor(processor))
     return model.eval().to(args.device), processor
 
 
@@ -154,7 +155,7 @@ def _embed(args: argparse.Namespace, log: RunLog) -> None:
 
 
 def _index_hash(folder: Path, is_asked: object) -> dict[str, str]:
-    return {"index_sha256": hash_file(folder / "index.safetensors")} if is_asked else {}
+    return {"index_sha256": hash_folder(folder)} if is_asked else {}
 
 
 def _find_images(paths: list[Path]) -> Iterator[Path]:

@@ -58,10 +58,12 @@ class FewShotClassifier:
             strength (`float`, defaults to 1.0): of the ridge penalty, above 0.
 
         Raises:
-            ValueError: for shapes that do not fit, an unknown method, or a number out of range.
+            ValueError: for shapes that do not fit, features that are not finite, an unknown method, or a number out of
+                range.
         """
         if features.ndim != 2 or len(features) != len(labels) or not len(labels):
             raise ValueError(f"Expected one label for each feature, got {len(labels)} for {tuple(features.shape)}.")
+        _check_finite(features)
         if method not in METHODS:
             raise ValueError(f"Unknown method {method!r}; choose from {list(METHODS)}.")
         if not 0 <= alpha <= 1 or strength <= 0:
@@ -89,7 +91,11 @@ class FewShotClassifier:
 
         Returns:
             `torch.Tensor` of shape `(num_images, num_classes)`, classes in alphabetical order.
+
+        Raises:
+            ValueError: for embeddings that are not finite.
         """
+        _check_finite(features)
         x = F.normalize(features.float(), dim=-1) - self.mean
         return F.normalize(x, dim=-1) @ self.weight.T + self.bias
 
@@ -100,6 +106,11 @@ class FewShotClassifier:
             features (`torch.Tensor` of shape `(num_images, dim)`): image embeddings of any length.
         """
         return [self.labels[number] for number in self.score(features).argmax(dim=1).tolist()]
+
+
+def _check_finite(features: torch.Tensor) -> None:
+    if bad := torch.nonzero(~features.isfinite().all(dim=1)).flatten().tolist():
+        raise ValueError(f"Expected finite features, but rows {bad[:10]} are not; check model and dtype.")
 
 
 def _means(x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -97,7 +97,7 @@ def variation_geometry(
         generator (`torch.Generator`, *optional*): where the permutations come from.
 
     Raises:
-        ValueError: if shapes do not fit, or a species lacks one of the variants.
+        ValueError: if shapes do not fit, features are not finite, or a species lacks one of the variants.
 
     Example:
 
@@ -115,6 +115,8 @@ def variation_geometry(
             "Expected features (num_images, dim), species and variants (num_images,), got "
             f"{tuple(features.shape)}, {tuple(species.shape)} and {tuple(variants.shape)}."
         )
+    if not bool(features.isfinite().all()):
+        raise ValueError("Expected finite features, got others; check model and dtype.")
     x = features.double()
     cells = species * 2 + variants
     counts = torch.bincount(cells, minlength=2 * int(species.max() + 1))

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers import CLIPModel, CLIPProcessor
@@ -33,14 +34,14 @@ def find_images(path: Path) -> Iterator[Path]:
 
 
 def read_image(image: ImageInput) -> Image.Image:
-    """Returns the image upright and in RGB.
+    """Returns the image upright and in RGB; 16 bits a pixel become 8.
 
     Args:
         image (path, `PIL.Image.Image`, `bytes`, or mapping): the image, its file's bytes, what `datasets`
             stores, `{"bytes": ..., "path": ...}`, or a row of a data set with such a thing in its column `image`.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if it cannot be read, is too large to be trusted, or has pixels without a known range.
         TypeError: if it is something else.
     """
     if isinstance(image, Mapping):
@@ -48,10 +49,33 @@ def read_image(image: ImageInput) -> Image.Image:
         if inner is None:
             raise TypeError(f"Expected an image in the column 'image', 'bytes' or 'path', got {sorted(image)}.")
         return read_image(inner)
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
-    with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-        return ImageOps.exif_transpose(opened).convert("RGB")
+    if not isinstance(image, (str, Path, bytes, Image.Image)):
+        raise TypeError(f"Expected a path, bytes, or a PIL image, got {type(image).__name__}.")
+    try:
+        if isinstance(image, Image.Image):
+            return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            return _to_rgb(ImageOps.exif_transpose(opened))
+    except (
+        SyntaxError,
+        ValueError,
+        EOFError,
+        Image.DecompressionBombError,
+    ) as error:  # what PIL raises beside OSError
+        raise OSError(str(error)) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB; PIL would cut 16 bits off at 255."""
+    if image.mode[0] not in "IF":
+        return image.convert("RGB")
+    low, high = cast("tuple[float, float]", image.getextrema())
+    if image.mode == "F" or low < 0 or high > 0xFFFF:
+        raise OSError(f"its pixels, from {low} to {high}, have no known range; store 8 or 16 bits a pixel")
+    values = np.asarray(image)
+    return Image.fromarray((values if image.mode == "I" and high <= 0xFF else values >> 8).astype(np.uint8)).convert(
+        "RGB"
+    )
 
 
 def name_image(image: ImageInput) -> str:
@@ -119,12 +143,29 @@ def _unfold(images: Iterable[ImageInput]) -> Iterator[ImageInput]:
 
 
 def embed_images(model: CLIPModel, processor: CLIPProcessor, images: list[Image.Image]) -> torch.Tensor:
-    """Returns the normalised image embeddings, (num_images, dim), float32, on the CPU.
+    """Returns the normalised embeddings of a batch of images.
 
     Args:
         model (`CLIPModel`): any CLIP.
         processor (`CLIPProcessor`): its processor.
-        images (list of `PIL.Image.Image`): RGB images.
+        images (list of `PIL.Image.Image`): RGB images, as many as fit in memory.
+
+    Returns:
+        `torch.Tensor` of shape `(num_images, dim)`, float32, on the CPU.
+
+    Example:
+
+    ```python
+    >>> from PIL import Image
+    >>> from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
+    >>> from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    >>> from taxaclip import embed_images
+    >>> tower = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    >>> model = CLIPModel(CLIPConfig(text_config=tower, vision_config=tower, projection_dim=2)).eval()
+    >>> embed_images(model, CLIPProcessor(CLIPImageProcessorPil(), CLIPTokenizer()), [Image.new("RGB", (9, 9))]).shape
+    torch.Size([1, 2])
+
+    ```
     """
     return embed_pixels(model, processor.image_processor(images, return_tensors="pt")["pixel_values"])
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from taxaclip.clades import Interval, Within, active_groups, find_intervals
+from taxaclip.clades import Interval, Pair, Within, active_groups, find_intervals, read_pairs
 from taxaclip.functional import rank_offsets, rank_sums
 from taxaclip.index_files import read_index, write_index
 from taxaclip.taxonomy import RANKS, TaxonPath, sort_taxa
@@ -79,6 +79,8 @@ class TaxonIndex:
 
     ```
     """
+
+    _found: tuple[tuple[Pair, ...] | None, list[Interval]] | None = None
 
     def __init__(
         self,
@@ -228,6 +230,7 @@ class TaxonIndex:
 
         Raises:
             FileNotFoundError: if a file of the index is missing.
+            ValueError: if its files are of different indexes.
         """
         index = cls.__new__(cls)
         tensors, index.offsets, index.table, meta = read_index(Path(folder))
@@ -244,7 +247,10 @@ class TaxonIndex:
         Raises:
             ValueError: for an unknown name, with close ones, or a name of several clades, with their paths.
         """
-        return find_intervals(self.table, self.offsets, within)
+        pairs = None if within is None else read_pairs(within)
+        if self._found is None or self._found[0] != pairs:  # batch after batch asks for the same clades
+            self._found = pairs, find_intervals(self.table, self.offsets, within)
+        return self._found[1]
 
     def clades(self, rank: str, within: Within | None = None) -> Iterator[tuple[tuple[str, ...], str, int]]:
         """Yields the clades of a rank in the order of the index.

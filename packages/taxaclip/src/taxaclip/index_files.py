@@ -62,6 +62,7 @@ def read_index(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
 
     Raises:
         FileNotFoundError: if a file of the index is missing.
+        ValueError: if the files are of different indexes.
     """
     for name in FILES:
         if not (folder / name).is_file():
@@ -73,6 +74,9 @@ def read_index(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
         tensors |= _read_tensors(folder / EXACT)
     table = pa.ipc.open_file(pa.memory_map(str(folder / FILES[2]))).read_all()
     offsets = {rank: starts[rank] for rank in RANKS}
+    counts = {len(table), *(len(tensor) for tensor in tensors.values()), *(int(offsets[rank][-1]) for rank in RANKS)}
+    if len(counts) > 1:
+        raise ValueError(f"Expected as many taxa in each file of {folder}, got {sorted(counts)}; build it again.")
     return tensors, offsets, table, json.loads((folder / FILES[3]).read_text(encoding="utf-8"))
 
 

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.modeling_clip import CLIPOutput
+from transformers.utils.hub import cached_file
 
 from taxaclip.convert import REPLAY_FILE
 from taxaclip.open_clip import REPLAY
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 @dataclass
@@ -66,10 +68,11 @@ class ReplayCLIPModel(CLIPModel):
             args, kwargs: as of `CLIPModel.from_pretrained`.
         """
         model: ReplayCLIPModel = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        file = Path(pretrained_model_name_or_path) / REPLAY_FILE
-        if not file.is_file():
-            file = Path(_cached(str(pretrained_model_name_or_path)) or file)
-        weight = load_file(file)[REPLAY] if file.is_file() else model.visual_projection.weight.data
+        where = {name: kwargs[name] for name in HUB_OPTIONS if kwargs.get(name) is not None}
+        file = cached_file(
+            str(pretrained_model_name_or_path), REPLAY_FILE, _raise_exceptions_for_missing_entries=False, **where
+        )
+        weight = model.visual_projection.weight.data if file is None else load_file(file)[REPLAY]
         model.replay_projection.weight.data = weight.to(model.visual_projection.weight).clone()
         return model
 
@@ -79,8 +82,15 @@ class ReplayCLIPModel(CLIPModel):
         Args:
             save_directory (`str` or `Path`): the folder.
             is_main_process (`bool`, defaults to `True`): whether this process writes.
-            kwargs: as of `CLIPModel.save_pretrained`.
+            kwargs: as of `CLIPModel.save_pretrained`, without `push_to_hub`.
+
+        Raises:
+            ValueError: for `push_to_hub=True`, which would leave the projection behind.
         """
+        if kwargs.get("push_to_hub"):
+            raise ValueError(
+                "Expected no `push_to_hub=True` here; call model.push_to_hub(repo_id), which sends it all."
+            )
         weight = (kwargs.get("state_dict") or {}).get(REPLAY, self.replay_projection.weight)
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
@@ -131,9 +141,3 @@ class ReplayCLIPModel(CLIPModel):
             replay_image_embeds=self.replay_projection(replay_pooled),
             replay_text_embeds=self.text_projection(self.text_model(**replay_texts).pooler_output),
         )
-
-
-def _cached(repo_id: str) -> str | None:
-    """The replay projection of a Hub repository, if it was downloaded; a folder is no repository."""
-    found = None if Path(repo_id).exists() else try_to_load_from_cache(repo_id, REPLAY_FILE)
-    return found if isinstance(found, str) else None

@@ -17,12 +17,17 @@ class Parts:
     Args:
         folder (`Path`): the folder; parts of another job in it are removed.
         job (sequence of `str`): all that the parts depend on.
+
+    Raises:
+        FileExistsError: if there is something else than parts.
     """
 
     def __init__(self, folder: Path, job: Sequence[str]):
         self.folder = folder
         key, file = hashlib.sha256(json.dumps(list(job)).encode()).hexdigest(), folder / "job.sha256"
         if not (file.exists() and file.read_text(encoding="utf-8") == key):
+            if folder.exists() and not (folder.is_dir() and all(map(_is_part, folder.iterdir()))):
+                raise FileExistsError(f"Expected a new folder, or one of a stopped job, got {folder}; name another.")
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             file.write_text(key, encoding="utf-8")
@@ -56,3 +61,7 @@ class Parts:
     def remove(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self.folder)
+
+
+def _is_part(path: Path) -> bool:
+    return path.name == "job.sha256" or (path.suffix in (".safetensors", ".part") and path.stem.isdigit())

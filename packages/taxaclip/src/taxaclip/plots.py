@@ -1,4 +1,4 @@
-"""Pictures of the geometry of embeddings. They need matplotlib: `pip install "taxaclip[plots]"`."""
+"""Pictures of the geometry of embeddings. They need matplotlib: `pip install "taxaclip[plots]"`; UMAP is `[umap]`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from taxaclip.geometry import VariationGeometry, species_subspace
+
+METHODS = ("pca", "umap")
 
 
 def plot_variation(features: torch.Tensor, species: torch.Tensor, variants: torch.Tensor) -> Any:
@@ -41,9 +43,10 @@ def plot_variation(features: torch.Tensor, species: torch.Tensor, variants: torc
             "Expected features (num_images, dim), species and variants (num_images,), got "
             f"{tuple(features.shape)}, {tuple(species.shape)} and {tuple(variants.shape)}."
         )
-    count = int(species.max()) + 1
-    if count < 3:
-        raise ValueError(f"Expected at least three species, got {count}.")
+    images = torch.bincount(species)
+    if len(images) < 3 or bool((images == 0).any()):
+        raise ValueError(f"Expected three species or more, numbered from 0, all with images, got {images.tolist()}.")
+    count = len(images)
     x = features.double() - features.double().mean(dim=0)
     means = torch.stack([x[species == number].mean(dim=0) for number in range(count)])
     basis = species_subspace(means)
@@ -64,15 +67,25 @@ def plot_variation(features: torch.Tensor, species: torch.Tensor, variants: torc
     return figure
 
 
-def plot_traits(features: torch.Tensor, traits: Mapping[str, Sequence[float] | Sequence[str]]) -> Any:
-    """Returns a figure with a panel for each trait: the first two principal components, coloured by the trait.
+def plot_traits(
+    features: torch.Tensor,
+    traits: Mapping[str, Sequence[float] | Sequence[str]],
+    *,
+    method: str = "pca",
+    seed: int = 0,
+) -> Any:
+    """Returns a figure with a panel for each trait: the species in a plane, coloured by the trait.
 
     Args:
         features (`torch.Tensor` of shape `(num_species, dim)`): mean embedding of each species.
         traits (mapping from `str` to sequences): name and values of each trait, numbers or names.
+        method (`str`, defaults to `"pca"`): the plane: `"pca"`, the first two principal components; or `"umap"`, which
+            keeps neighbours together, while its distances and directions mean nothing.
+        seed (`int`, defaults to 0): of UMAP.
 
     Raises:
-        ValueError: for no trait, or one of another length.
+        ValueError: for no trait, one of another length, fewer than four species, or an unknown method.
+        ImportError: for `"umap"` without umap-learn.
 
     Example:
 
@@ -88,19 +101,39 @@ def plot_traits(features: torch.Tensor, traits: Mapping[str, Sequence[float] | S
     if not traits or any(len(values) != len(features) for values in traits.values()):
         lengths = {name: len(values) for name, values in traits.items()}
         raise ValueError(f"Expected traits with a value for each of {len(features)} species, got {lengths}.")
-    x = features.double() - features.double().mean(dim=0)
-    points = (x @ torch.linalg.svd(x, full_matrices=False)[2][:2].T).numpy()
+    if method not in METHODS or features.ndim != 2 or len(features) < 4:
+        raise ValueError(
+            f"Expected a method of {METHODS} and features (num_species >= 4, dim), "
+            f"got {method!r} and {tuple(features.shape)}."
+        )
+    points = _project_by_umap(features, seed) if method == "umap" else _project_by_pca(features)
     figure, axes = plt.subplots(1, len(traits), figsize=(4.5 * len(traits), 4), squeeze=False, layout="constrained")
     for axis, (name, values) in zip(axes[0], traits.items(), strict=True):
         if isinstance(values[0], str):
             for label in dict.fromkeys(values):
                 chosen = [value == label for value in values]
                 axis.scatter(*points[chosen].T, s=24, label=str(label))
-            axis.legend()
+            axis.legend(loc="upper left", bbox_to_anchor=(1, 1))  # beside the points, not on them
         else:
             figure.colorbar(axis.scatter(*points.T, c=list(values), s=24), ax=axis)
-        axis.set(title=name, xlabel="1st component", ylabel="2nd component")
+        labels = ("1st component", "2nd component") if method == "pca" else ("", "")
+        axis.set(title=name, xlabel=labels[0], ylabel=labels[1])
     return figure
+
+
+def _project_by_pca(features: torch.Tensor) -> Any:
+    x = features.double() - features.double().mean(dim=0)
+    return (x @ torch.linalg.svd(x, full_matrices=False)[2][:2].T).numpy()
+
+
+def _project_by_umap(features: torch.Tensor, seed: int) -> Any:
+    try:
+        from umap import UMAP
+    except ImportError:
+        raise ImportError('method="umap" needs umap-learn: pip install "taxaclip[umap]".') from None
+    neighbors = min(15, len(features) - 1)
+    # One job, since a seed allows no more; the usual first places need more points than there may be species.
+    return UMAP(n_neighbors=neighbors, random_state=seed, n_jobs=1, init="pca").fit_transform(features.numpy())
 
 
 def plot_scaling(num_images: Sequence[int], results: Sequence[VariationGeometry]) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPProcessor
 
 LIBRARIES = ("taxaclip", "torch", "transformers", "safetensors", "pyarrow", "pillow")
 
@@ -27,6 +27,16 @@ def hash_model(model: CLIPModel) -> str:
     return digest.hexdigest()
 
 
+def hash_processor(processor: CLIPProcessor) -> str:
+    """Returns the SHA-256 of what a processor does with images and texts.
+
+    Args:
+        processor (`CLIPProcessor`): the processor.
+    """
+    parts = (processor.image_processor.to_json_string(), processor.tokenizer.backend_tokenizer.to_str())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 def hash_file(path: Path) -> str:
     """Returns the SHA-256 of a file.
 
@@ -38,6 +48,16 @@ def hash_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_folder(folder: Path) -> str:
+    """Returns the SHA-256 of the names and contents of the files of a folder.
+
+    Args:
+        folder (`Path`): the folder, without folders in it.
+    """
+    lines = (f"{path.name} {hash_file(path)}" for path in sorted(folder.iterdir()))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 class RunLog:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,6 +18,7 @@ TAXON_COLUMNS = ("file_name", *RANKS[:-1], "species_epithet", "species", "common
 LABEL_COLUMNS = ("file_name", "classification", "score")
 NUMBERS = ("score", "max_cosine")
 FORMATS = (".jsonl", ".csv", ".parquet")
+BEGIN = b'{"file_name": '
 ROWS_AT_ONCE = 4096  # rows of a Parquet row group at least
 
 Row = dict[str, Any]
@@ -37,7 +39,7 @@ def write_rows(path: str | Path, results: Iterable[list[Row]], file_names: Seque
         file_names (sequence of `str`): the images.
 
     Raises:
-        ValueError: for another suffix, or a file that holds something else.
+        ValueError: for another suffix, a file that holds something else, or more or fewer results than names.
 
     Example:
 
@@ -55,12 +57,16 @@ def write_rows(path: str | Path, results: Iterable[list[Row]], file_names: Seque
     finished_names(path)  # a file of other things is refused, half a line cut off
     journal = _journal(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
     with journal.open("a", encoding="utf-8") as file:
-        for name, rows in zip(
-            file_names, tqdm(results, total=len(file_names), desc="images", disable=None), strict=True
-        ):
-            file.write(json.dumps({"file_name": name, "rows": rows}) + "\n")
+        for rows in tqdm(results, total=len(file_names), desc="images", disable=None):
+            if count == len(file_names):
+                raise ValueError(f"Expected rows of {count} images, as many as `file_names`, got more.")
+            file.write(json.dumps({"file_name": file_names[count], "rows": rows}) + "\n")
             file.flush()
+            count += 1
+    if count < len(file_names):
+        raise ValueError(f"Expected rows of {len(file_names)} images, as many as `file_names`, got {count}.")
     if journal != path:
         _write_table(path, journal)
         journal.unlink()
@@ -105,24 +111,26 @@ def _journal(path: Path) -> Path:
 
 
 def _read_journal(path: Path) -> set[str]:
-    if not path.exists():
-        return set()
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
+    """The names in JSON lines; half a line at their end is cut off."""
     names: set[str] = set()
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            names.add(json.loads(line)["file_name"])
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"Expected rows of an earlier run in {path}, but line {number} is none.") from None
-    rest = text[len(whole) :]
-    if rest:
-        begin = '{"file_name": '
-        if not (rest.startswith(begin) or begin.startswith(rest)):
-            raise ValueError(
-                f"Expected rows of an earlier run in {path}, but it ends in something else; name another."
-            )
-        path.write_text(whole, encoding="utf-8")
+    if not path.exists():
+        return names
+    end = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                if not (line.startswith(BEGIN) or BEGIN.startswith(line)):
+                    raise ValueError(
+                        f"Expected rows of an earlier run in {path}, but it ends in something else; name another."
+                    )
+                break
+            try:
+                names.add(json.loads(line)["file_name"])
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"Expected rows of an earlier run in {path}, but line {number} is none.") from None
+            end += len(line)
+    if path.stat().st_size > end:
+        os.truncate(path, end)
     return names
 
 

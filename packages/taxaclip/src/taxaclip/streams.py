@@ -4,10 +4,10 @@ Read by `datasets` in streaming mode. The order depends on the seed, the files a
 else; the state is the place of the current block of rows, and of the sample in it.
 """
 
-import io
 import json
 import logging
 import re
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +103,8 @@ class ImageTextStream:
         (self._format,) = kinds
         self.parse: Callable[[dict[str, Any]], Sample] = parse_taxon if text == "taxa" else parse_caption
         self.seed, self.buffer_size, self.on_error = seed, buffer_size, on_error
+        names = [Path(file).name for file in self.files]
+        self.key = zlib.crc32(json.dumps([names, seed, buffer_size]).encode())  # all that the order depends on
 
     def iterate(self, part: int = 0, num_parts: int = 1, state: State | None = None) -> "StreamIterator":
         """Returns the samples of one part, from the beginning or from a state.
@@ -111,6 +113,9 @@ class ImageTextStream:
             part (`int`, defaults to 0): number of this part, such as `rank * num_workers + worker`.
             num_parts (`int`, defaults to 1): number of parts.
             state (`dict`, *optional*): of an iterator of the same part of the same stream.
+
+        Raises:
+            ValueError: for a state of other files, another seed or another buffer size.
         """
         return StreamIterator(self, part, num_parts, state)
 
@@ -144,7 +149,8 @@ class StreamIterator(Iterator[Sample]):
     """The samples of a part of a stream.
 
     `state` is what to begin a new iterator with, behind the last sample: `epoch`, `file` and `row` where its block
-    begins, `block` (its number in the epoch), `position` in the block, and `bad`, the samples that were skipped.
+    begins, `block` (its number in the epoch), `position` in the block, `bad`, the samples that were skipped, and
+    `key`, which tells the stream.
 
     Args:
         stream (`ImageTextStream`): the stream.
@@ -153,7 +159,13 @@ class StreamIterator(Iterator[Sample]):
 
     def __init__(self, stream: ImageTextStream, part: int, num_parts: int, state: State | None):
         self.stream, self.part, self.num_parts = stream, part, num_parts
-        self.state: State = dict(state or {"epoch": 0, "file": 0, "row": 0, "block": 0, "position": 0, "bad": 0})
+        start = {"epoch": 0, "file": 0, "row": 0, "block": 0, "position": 0, "bad": 0, "key": stream.key}
+        self.state: State = dict(state or start)
+        if self.state["key"] != stream.key:
+            raise ValueError(
+                "Expected a state of the same files, seed and buffer_size, got one of another stream, whose order it "
+                "cannot go on with; begin without a state."
+            )
         self._samples = self._iterate()
 
     def __next__(self) -> Sample:
@@ -256,8 +268,7 @@ def _find_image(row: Mapping[str, Any]) -> Image.Image:
     for name, value in row.items():
         data = value.get("bytes") if isinstance(value, dict) else value
         if name.lower() in ("image", "jpg", "jpeg", "png", "webp") and isinstance(data, bytes):
-            with Image.open(io.BytesIO(data)) as image:
-                return read_image(image)
+            return read_image(data)
         if name == "image" and isinstance(value, dict) and value.get("path"):
             return read_image(value["path"])
     raise ValueError(f"Expected an image (image, jpg, jpeg, png or webp), got {sorted(row)}")

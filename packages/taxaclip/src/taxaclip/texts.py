@@ -1,17 +1,29 @@
 """Text embeddings: of texts as they are, and of names in prompts, averaged over templates."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import CLIPModel, CLIPProcessor
+from transformers import BatchEncoding, CLIPModel, CLIPProcessor
 from transformers.utils.logging import tqdm
 
 from taxaclip.parts import Parts
-from taxaclip.provenance import hash_model
+from taxaclip.provenance import hash_model, hash_processor
 from taxaclip.taxonomy import clean_text
 
 TEMPLATES = ("a photo of {}.",)
+
+logger = logging.getLogger(__name__)
+
+
+def count_cut(tokens: BatchEncoding) -> int:
+    """Returns how many texts were longer than the tokenizer's `max_length`, and so lost their end.
+
+    Args:
+        tokens (`BatchEncoding`): of a tokenizer with `truncation=True`.
+    """
+    return sum(bool(encoding.overflowing) for encoding in tokens.encodings or ())
 
 
 @torch.no_grad()
@@ -21,10 +33,14 @@ def embed_texts(model: CLIPModel, processor: CLIPProcessor, texts: Sequence[str]
     Args:
         model (`CLIPModel`): any CLIP.
         processor (`CLIPProcessor`): its processor.
-        texts (sequence of `str`): the texts; those longer than the context are cut.
+        texts (sequence of `str`): the texts; those longer than the context are cut, and their number is logged.
     """
     length = model.text_model.embeddings.position_embedding.num_embeddings
     inputs = processor.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+    if cut := count_cut(inputs):
+        logger.warning(
+            "%d of %d texts have more than %d tokens and lost their end, such as a name", cut, len(texts), length
+        )
     inputs = inputs.to(model.device)
     pooled = model.text_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).pooler_output
     return torch.nn.functional.normalize(model.text_projection(pooled).float(), dim=-1).cpu()
@@ -60,7 +76,8 @@ def embed_names(
     distinct = sorted(set(names), key=lambda text: (len(text), text))
     prompts = [clean_text(template.format(text)) for text in distinct for template in templates]
     chunks = [prompts[at : at + batch_size] for at in range(0, len(prompts), batch_size)]
-    parts = None if parts_dir is None else Parts(parts_dir, [hash_model(model), str(batch_size), *prompts])
+    hashes = [] if parts_dir is None else [hash_model(model), hash_processor(processor)]
+    parts = None if parts_dir is None else Parts(parts_dir, [*hashes, str(batch_size), *prompts])
     embeds = []
     for number, chunk in enumerate(tqdm(chunks, desc="texts", disable=None)):
         if parts is None:

@@ -133,7 +133,7 @@ class ContrastiveTrainer(Trainer):
             world_size=args.world_size,
         )
         self._states: dict[int, dict[str, Any]] = {}
-        self._repeated: list[float] = []
+        self._captions: dict[str, list[float]] = {"repeated_captions": [], "cut_captions": []}
         self.processor = processor  # not Trainer's processing_class, which would change the model's special tokens
         super().__init__(model, args, train_dataset=self.batches, **kwargs)
         self.add_callback(_ClampLogitScale())
@@ -182,7 +182,9 @@ class ContrastiveTrainer(Trainer):
         """
         state = inputs.pop("state")
         self._states[state["worker"]] = state
-        self._repeated.append(1 - len(inputs["input_ids"]) / len(inputs["text_index"]))
+        distinct = len(inputs["input_ids"])
+        self._captions["repeated_captions"].append(1 - distinct / len(inputs["text_index"]))
+        self._captions["cut_captions"].append(inputs["num_cut"] / distinct)
         if self.args.targets != "diag" and not inputs["has_taxa"]:
             raise ValueError(f"Expected samples with their seven ranks for targets={self.args.targets!r}.")
         if self.args.grad_cache_size is None:
@@ -247,17 +249,20 @@ class ContrastiveTrainer(Trainer):
         return value
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Logs, with the share of captions that repeat in a batch and the number of samples skipped so far.
+        """Logs, with the shares of captions that repeat in a batch, and that are longer than the model's context.
+
+        And with the number of samples skipped so far.
 
         Args:
             logs (`dict`): names and values.
             start_time (`float`, *optional*): start of training.
         """
-        if "loss" in logs and self._repeated:
-            logs["repeated_captions"] = sum(self._repeated) / len(self._repeated)
+        if "loss" in logs and self._captions["cut_captions"]:
+            logs |= {name: sum(shares) / len(shares) for name, shares in self._captions.items()}
             kinds = [state[kind] for state in self._states.values() for kind in ("stream", "replay") if kind in state]
             logs["bad_samples"] = sum(kind["bad"] for kind in kinds)
-            self._repeated = []
+            for shares in self._captions.values():
+                shares.clear()
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:

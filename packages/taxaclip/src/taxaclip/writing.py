@@ -12,7 +12,7 @@ from transformers.utils.logging import tqdm
 
 from taxaclip.images import embed_images, read_batches
 from taxaclip.parts import Parts
-from taxaclip.provenance import hash_model
+from taxaclip.provenance import hash_model, hash_processor
 from taxaclip.taxonomy import RANKS, TaxonPath
 
 
@@ -54,8 +54,13 @@ def write_embeddings(
         processor (`CLIPProcessor`): its processor.
         images (sequence of `Path`): the images.
         batch_size (`int`): images at a time.
+
+    Raises:
+        ValueError: for a batch size below 1.
     """
-    job = [hash_model(model), str(batch_size), *map(str, images)]
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    job = [hash_model(model), hash_processor(processor), str(batch_size), *map(str, images)]
     parts = Parts(path.with_name(f".{path.name}.parts"), job)
     tensors = [torch.zeros(0, model.visual_projection.out_features)]
     names: list[str] = []

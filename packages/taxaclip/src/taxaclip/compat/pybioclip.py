@@ -24,8 +24,12 @@ from taxaclip.taxonomy import RANKS
 from taxaclip.texts import TEMPLATES
 
 MODEL = "hf-hub:imageomics/bioclip-2"
-TREE_OF_LIFE_MODELS = ("imageomics/bioclip", "imageomics/bioclip-2")  # pybioclip squashes images for these
-EMBEDDINGS = ("imageomics/TreeOfLife-200M", "embeddings/txt_emb_species.npy", "embeddings/txt_emb_species.json")
+# The models that have published embeddings of taxa, and where; pybioclip squashes images for these.
+TREE_OF_LIFE = {
+    "imageomics/bioclip": "imageomics/TreeOfLife-10M",
+    "imageomics/bioclip-2": "imageomics/TreeOfLife-200M",
+}
+EMBEDDINGS = ("embeddings/txt_emb_species.npy", "embeddings/txt_emb_species.json")
 
 Images = str | Path | Image.Image | Sequence[str | Path | Image.Image]
 Row = dict[str, Any]
@@ -51,7 +55,7 @@ class _Classifier:
         pretrained_str (`str`, *optional*): the tokenizer, for a model without one (in pybioclip: a tag of weights).
         device (`str` or `torch.device`, defaults to `"cpu"`): where the model runs.
         squash (`bool`, *optional*): whether images are squashed to a square in float arithmetic, as pybioclip does for
-            the models in `TREE_OF_LIFE_MODELS`; by default for these.
+            the models in `TREE_OF_LIFE`; by default for these.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class _Classifier:
         self.processor: CLIPProcessor
         self.model, self.processor = from_pretrained(name, tokenizer=pretrained_str)
         self.model.eval().to(device)
-        self.squash = name in TREE_OF_LIFE_MODELS if squash is None else squash
+        self.squash = name in TREE_OF_LIFE if squash is None else squash
 
     def create_image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
         """Returns the normalised embeddings of images, `(num_images, dim)`.
@@ -96,9 +100,12 @@ class TreeOfLifeClassifier(_Classifier):
     """Classifies images by the taxa of the tree of life, or of an index.
 
     Args:
-        index (`TaxonIndex`, `str` or `Path`, *optional*): the taxa; by default the published embeddings of BioCLIP 2
-            are downloaded, 2.7 GB.
+        index (`TaxonIndex`, `str` or `Path`, *optional*): the taxa; by default the published embeddings of BioCLIP or
+            BioCLIP 2 are downloaded, 2.7 GB for the latter.
         kwargs: `model_str`, `pretrained_str`, `device`, `squash`.
+
+    Raises:
+        ValueError: for another model without an index.
 
     Example:
 
@@ -115,8 +122,13 @@ class TreeOfLifeClassifier(_Classifier):
     def __init__(self, *, index: TaxonIndex | str | Path | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         if index is None:
-            repo, *files = EMBEDDINGS
-            index = TaxonIndex.from_npy(*(hf_hub_download(repo, file, repo_type="dataset") for file in files))
+            name = kwargs.get("model_str", MODEL).removeprefix("hf-hub:")
+            if name not in TREE_OF_LIFE:
+                raise ValueError(
+                    f"Expected an `index` for {name}: only {', '.join(TREE_OF_LIFE)} have a published one."
+                )
+            files = (hf_hub_download(TREE_OF_LIFE[name], file, repo_type="dataset") for file in EMBEDDINGS)
+            index = TaxonIndex.from_npy(*files)
         self.index = index if isinstance(index, TaxonIndex) else TaxonIndex.from_pretrained(index)
         self._classifier = TaxonClassifier(self.model, None, self.index)
 
