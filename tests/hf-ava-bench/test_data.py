@@ -3,13 +3,14 @@
 import hashlib
 import io
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
-from hf_ava_bench import ABILITIES, build_dataset, compute_score, find_leaks, load_ability
+from hf_ava_bench import ABILITIES, build_dataset, compute_score, export_json, find_leaks, load_ability
 from hf_ava_bench.build import MANIFEST
 from hf_ava_bench.cli import main
 from hf_ava_bench.formats import to_conversation, to_question, write_json
@@ -192,6 +193,49 @@ def test_released_json_files_are_read(json_folder):
     assert list(test["id"]) == ["2", "3"]
     np.testing.assert_allclose(test[0]["answer_struct"]["box"], [0.1, 0.2, 0.5, 0.9], atol=1e-6)
     assert test[0]["image"].size == (16, 16)
+
+
+@pytest.mark.parametrize("ability", ["localization", "color", "rel_depth"])
+def test_released_json_files_are_written_and_read_again(tmp_path, ability):
+    export_json(tmp_path, "mini", [ability], n=4, image_size=32)
+    for split in ("train", "test"):
+        direct = load_ability(ability, "mini", split, n=4, image_size=32)
+        again = load_ability(ability, f"path:{tmp_path}", split)
+        for column in ("id", "question", "answer"):
+            assert list(again[column]) == list(direct[column])
+        left, right = (table.cast_column("image", datasets.Image(decode=False)) for table in (again, direct))
+        assert [row["image"]["bytes"] for row in left] == [row["image"]["bytes"] for row in right]
+    with pytest.raises(ValueError, match="splits of train and test"):
+        export_json(tmp_path, "mini", [ability], splits=["validation"])
+
+
+def test_command_exports(tmp_path):
+    arguments = ["export", "json", "--source", "mini", "--abilities", "ocr", "--max-samples", "2", "--out"]
+    assert main([*arguments, str(tmp_path / "released")]) == 0
+    assert (tmp_path / "released" / "OCR" / "train.json").exists()
+    assert main(["export", "space", "giou", "--out", str(tmp_path / "giou")]) == 0
+    assert (tmp_path / "giou" / "giou.py").exists()
+
+
+def test_items_of_mini_are_the_ones_they_always_were():
+    golden = json.loads((Path(__file__).parent / "golden" / "mini.json").read_text())
+    for ability in ABILITIES:
+        rows = load_ability(ability, "mini", "test", n=8, image_size=48).remove_columns("image").to_list()
+        digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+        assert digest == golden[ability], ability
+
+
+def test_photos_of_a_folder_are_backgrounds(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (40, 40), (10, 120, 200)).save(photos / "a.png")
+    (photos / "notes.txt").write_text("none")
+    arguments = ["build", "--source", "mini", "--abilities", "counting", "--splits", "test", "--max-samples", "2"]
+    assert main([*arguments, "--photos", str(photos), "--out", str(tmp_path / "x")]) == 0
+    assert set(load_ability("counting", f"path:{tmp_path / 'x'}", "test")["source"]) == {"mini-ava-synthetic-photos"}
+    (photos / "a.png").unlink()
+    assert main([*arguments, "--photos", str(photos), "--out", str(tmp_path / "y")]) == 1
+    assert "Expected photos" in capsys.readouterr().err
 
 
 def test_questions_without_an_answer_are_named(json_folder):

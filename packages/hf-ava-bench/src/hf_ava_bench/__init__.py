@@ -6,7 +6,7 @@ from hf_ava_bench.build import build_dataset
 from hf_ava_bench.comparison import RankingComparison, compare_rankings
 from hf_ava_bench.data import load_ability
 from hf_ava_bench.evaluation import list_metrics, metric_path
-from hf_ava_bench.export import export_space
+from hf_ava_bench.export import export_json, export_space
 from hf_ava_bench.fingerprint import AbilityResult, Fingerprint
 from hf_ava_bench.leaks import find_leaks
 from hf_ava_bench.plots import plot_bins, plot_fingerprints, plot_rankings
@@ -29,6 +29,7 @@ __all__ = [
     "build_dataset",
     "compare_rankings",
     "compute_score",
+    "export_json",
     "export_space",
     "find_ability",
     "find_leaks",

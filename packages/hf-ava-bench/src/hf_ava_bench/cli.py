@@ -14,7 +14,7 @@ from hf_ava_bench.build import build_dataset
 from hf_ava_bench.comparison import compare_rankings
 from hf_ava_bench.data import load_ability
 from hf_ava_bench.evaluation import list_metrics
-from hf_ava_bench.export import export_space
+from hf_ava_bench.export import export_json, export_space
 from hf_ava_bench.fingerprint import Fingerprint
 from hf_ava_bench.formats import write_json
 from hf_ava_bench.leaks import find_leaks
@@ -128,15 +128,28 @@ def _add_metrics(commands: Any) -> None:
     metrics = commands.add_parser("metrics", help="list the metrics for evaluate.load")
     metrics.set_defaults(run=lambda args: _print("\n".join(list_metrics())))
 
-    export = commands.add_parser("export", help="write the folder of a Space for the Hub")
-    export.add_argument("what", choices=("space",))
-    export.add_argument("name", help="a metric, see `hf-ava-bench metrics`")
-    export.add_argument("--out", required=True)
-    export.set_defaults(run=lambda args: _print(str(export_space(args.name, args.out))))
+    export = commands.add_parser("export", help="write the folder of a Space for the Hub, or released JSON files")
+    kinds = export.add_subparsers(required=True)
+    space = kinds.add_parser("space", help="a metric as a Space")
+    space.add_argument("name", help="a metric, see `hf-ava-bench metrics`")
+    space.add_argument("--out", required=True)
+    space.set_defaults(run=lambda args: _print(str(export_space(args.name, args.out))))
+    released = kinds.add_parser("json", help="items as the files that the released code trains and tests on")
+    _add_source(released)
+    released.add_argument("--splits", nargs="+", default=["train", "test"])
+    released.add_argument("--max-samples", type=int, help="most items of each split")
+    released.add_argument("--out", required=True)
+    released.set_defaults(run=_export_json)
 
 
 def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
+
+
+def _export_json(args: argparse.Namespace) -> None:
+    names = args.abilities or list(ABILITIES)
+    folder = export_json(args.out, args.source, names, splits=args.splits, n=args.max_samples, seed=args.seed)
+    _print(str(folder))
 
 
 def _build(args: argparse.Namespace) -> None:
