@@ -38,7 +38,7 @@ from taxaclip import ReplayCLIPModel
 from taxaclip.streams import ImageTextStream
 from taxaclip.texts import embed_names
 
-STEPS, REPLAY_BATCH = 300, 32
+STEPS, REPLAY_BATCH = 200, 32
 NUM_OBJECTS, NUM_CREATURES = 8_000, 16_000
 NUM_TEST_OBJECTS, NUM_TEST = 1_000, 1_920
 
