@@ -147,8 +147,38 @@ def test_scores_of_clear_and_of_random_features():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"metrics": ("silhouette",)}, "metrics must be among"), ({"combine": "median"}, "combine must be one of")],
+    [
+        ({"metrics": ("silhouette",)}, "metrics must be among"),
+        ({"combine": "median"}, "combine must be one of"),
+        ({"weights": (1.0, 2.0)}, "expected 7 weights"),
+        ({"metrics": ("ami",), "weights": (0.0,)}, "at least 0 and not all 0"),
+        ({"num_folds": 1}, "num_folds must be at least 2"),
+    ],
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         UnsupervisedSelector(**options)
+
+
+def test_agreement_is_with_the_vote_of_all_finite_candidates():
+    votes = torch.tensor([[0, 1, 2, 0], [0, 1, 2, 1], [0, 1, 0, 2]])
+    answers = [{"features": torch.eye(4), "logits": torch.nn.functional.one_hot(row, 3).float()} for row in votes]
+    answers.append({"features": torch.eye(4), "logits": torch.full((4, 3), math.nan)})
+    scores = UnsupervisedSelector(metrics=("agreement",)).score_all(answers)
+    # The last image is a tie of all three; equal mean probabilities, so the lowest class.
+    assert [row["agreement"] for row in scores[:3]] == [1.0, 0.75, 0.5]
+    assert math.isnan(scores[3]["agreement"])
+
+
+def test_weights_change_the_combined_ranks():
+    selector = UnsupervisedSelector(metrics=("ami", "ari", "bnm"), combine="mean_rank", weights=(1, 0, 3))
+    values = [(1 + 3 * 4) / 4, (2 + 3 * 2) / 4, (3 + 3 * 1) / 4, (4 + 3 * 3) / 4]
+    assert list(selector.select(ROWS).combined.values()) == pytest.approx(values)
+    votes = UnsupervisedSelector(metrics=("ami", "ari", "bnm"), combine="vote", weights=(1, 0, 3)).select(ROWS)
+    assert votes.combined == {0: -1, 1: 0, 2: -3, 3: 0}
+
+
+@pytest.mark.parametrize("metric", ["agreement", "cv_accuracy"])
+def test_metrics_say_what_they_need(metric):
+    with pytest.raises(ValueError, match=f"the metric '{metric}' needs what it is named after"):
+        UnsupervisedSelector(metrics=(metric,)).score(torch.eye(3), torch.eye(3))

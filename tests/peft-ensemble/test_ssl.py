@@ -118,6 +118,22 @@ def test_finessl_adds_margins_by_status():
     assert algorithm.margins().tolist() == [0, 0, 0]
 
 
+def test_freematch_with_a_quantile_and_a_clipped_threshold():
+    algorithm = FreeMatch(3, 6, use_quantile=True)
+    algorithm(WEAK, STRONG, INDICES, 0.0)
+    assert algorithm.tau.item() == pytest.approx(0.999 / 3 + 0.001 * (0.90 + 0.6 * 0.08))  # of 0.40, 0.90, 0.98
+    clipped = FreeMatch(3, 6, clip_threshold=True)
+    clipped.tau.fill_(1.0)
+    clipped(WEAK, STRONG, INDICES, 0.0)
+    assert clipped.tau.item() == pytest.approx(0.95)
+
+
+def test_finessl_of_the_released_code_learns_the_weak_view():
+    algorithm = FineSSL(3, 6, weak_view=True)
+    expected = 3 * (0.98 * math.log(1 / 0.98) + 0.90 * math.log(1 / 0.90)) / 3
+    assert algorithm(WEAK, STRONG, INDICES, 0.0).item() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_state_goes_through_a_checkpoint(name):
     first, second = ALGORITHMS[name](3, 6), ALGORITHMS[name](3, 6)
@@ -175,12 +191,16 @@ def test_pool_is_passed_over_without_repeats(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"name": "mixmatch"}, "algorithm must be one of pseudo_label"), ({"pool": 0}, "got an empty data set")],
+    [
+        ({"name": "mixmatch"}, "algorithm must be one of pseudo_label"),
+        ({"pool": 0}, "got an empty data set"),
+        ({"algorithm_options": {"weak_view": True}}, r"of fixmatch among none, got \['weak_view'\]"),
+    ],
 )
 def test_wrong_options_are_refused(options, message):
     pool = draw_images(options.get("pool", 3), seed=0)
     with pytest.raises(ValueError, match=message):
-        SSLTrainer(options.get("name", "fixmatch"), pool)
+        SSLTrainer(options.get("name", "fixmatch"), pool, algorithm_options=options.get("algorithm_options"))
 
 
 @pytest.mark.slow

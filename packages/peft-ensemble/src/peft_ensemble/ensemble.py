@@ -1,11 +1,10 @@
 """PeftEnsemble: many cheap adapters, trained, selected, asked and distilled (V-PET, arXiv 2503.09707)."""
 
-import functools
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,12 +18,12 @@ from .aggregation import Rule, aggregate
 from .augmentation import View
 from .data import fingerprint, read_labels, with_ids
 from .diversity import DiversityReport, measure_diversity
-from .halving import plan_rounds
 from .members import MemberSpec
 from .prediction import Answer, ask_members, predict
 from .prefix import FeatureCache
 from .record import Record, describe_halving
-from .selection import Selection, UnsupervisedSelector
+from .search import Search, check_halving, member_folder
+from .selection import Selection, UnsupervisedSelector, vote
 from .storage import is_saved, read_tensors, write_parquet, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -128,7 +127,7 @@ class PeftEnsemble:
         if compared is None and any(len(candidates) > 1 for candidates in groups.values()):
             raise ValueError("expected unlabeled_val to select on: some groups have several candidates")
         if halving is not None:
-            plan_rounds(1, halving)
+            check_halving(halving, selector)
         self._record.update(
             labeled=fingerprint(labeled),
             training=fitting.describe_training(args),
@@ -136,77 +135,26 @@ class PeftEnsemble:
         )
         self._labeled = labeled
         cache = FeatureCache(prefix_cache_mib * 2**20) if prefix_cache_mib else None
+        search = Search(self.output_dir, self.label_names, self._record, labeled, args, selector, cache)
         with tqdm(total=len(self.specs), desc="members", disable=args.disable_tqdm) as bar:
-            train = functools.partial(self._train, labeled=labeled, args=args, cache=cache)
             for group, candidates in groups.items():
                 if halving is not None and compared is not None:
-                    groups[group] = self._halve(group, halving, compared, selector, train)
+                    groups[group] = search.halve(group, candidates, halving, compared)
                 for spec in groups[group]:
-                    train(spec)
+                    search.train(spec)
                 bar.update(len(candidates))
         if compared is not None:
-            self._select(groups, compared, selector)
+            self._select(groups, compared, search)
         return self
 
-    def _train(
-        self,
-        spec: MemberSpec,
-        until: float = 1.0,
-        *,
-        labeled: Dataset,
-        args: TrainingArguments,
-        cache: FeatureCache | None,
-    ) -> None:
-        """Train a member, or go on with it, unless that is done."""
-        folder = self._folder(spec)
-        if is_saved(folder):
-            shutil.rmtree(fitting.scratch_of(folder), ignore_errors=True)  # of a run that was killed right here
-            return
-        logger.info("member %s, up to %.0f%% of its training", spec.id, 100 * until)
-        card = cards.member_card(spec, self.label_names, len(labeled))
-        views = (spec.augmentation,)
-        fitting.train(spec, self.label_names, labeled, args, folder, views, card, cache=cache, until=until)
-
-    def _halve(
-        self,
-        group: str,
-        keep_one_of: int,
-        dataset: Dataset,
-        selector: UnsupervisedSelector,
-        train: Callable[[MemberSpec, float], None],
-    ) -> list[MemberSpec]:
-        """The candidates of a group that come through all rounds of successive halving."""
-        candidates = [spec for spec in self.specs if spec.group == group]
-        for number, (until, count) in enumerate(plan_rounds(len(candidates), keep_one_of)):
-            if number == len(self._record.rounds(group)):
-                for spec in candidates:
-                    train(spec, until)
-                folders = [fitting.find_checkpoint(self._folder(spec)) for spec in candidates]
-                answers = ask_members(candidates, folders, self.label_names, dataset)
-                selection = selector.select([selector.score(a["features"], a["logits"]) for a in answers])
-                best = sorted(selection.combined, key=lambda index: (selection.combined[index], index))[:count]
-                row = {
-                    "until": until,
-                    "candidates": [spec.id for spec in candidates],
-                    "scores": selection.scores,
-                    "kept": [candidates[index].id for index in sorted(best)],
-                }
-                self._record.add_round(group, row)
-            kept = self._record.rounds(group)[number]["kept"]
-            for spec in candidates:
-                if spec.id not in kept:
-                    shutil.rmtree(fitting.scratch_of(self._folder(spec)), ignore_errors=True)
-            candidates = [spec for spec in candidates if spec.id in kept]
-        return candidates
-
-    def _select(self, groups: dict[str, list[MemberSpec]], dataset: Dataset, selector: UnsupervisedSelector) -> None:
+    def _select(self, groups: dict[str, list[MemberSpec]], dataset: Dataset, search: Search) -> None:
         """Choose one candidate of each group."""
         every = [spec for candidates in groups.values() for spec in candidates]
         answers = dict(zip([spec.id for spec in every], self._answers(every, dataset, features=True), strict=True))
+        consensus = vote(list(answers.values()))
         table = {}
         for group, candidates in groups.items():
-            scores = [selector.score(answers[s.id]["features"], answers[s.id]["logits"]) for s in candidates]
-            selection = selector.select(scores)
+            selection = search.compare(candidates, [answers[spec.id] for spec in candidates], consensus)
             self.selections[group] = selection
             self._selected[group] = candidates[selection.index].id
             table[group] = {
@@ -342,7 +290,7 @@ class PeftEnsemble:
             raise ValueError(f"expected a trained member in {folder}; {why}")
 
     def _folder(self, spec: MemberSpec) -> Path:
-        return self.output_dir / "members" / spec.id
+        return member_folder(self.output_dir, spec)
 
     def _answers(
         self, specs: Sequence[MemberSpec], dataset: Dataset, tta: int = 1, features: bool = False

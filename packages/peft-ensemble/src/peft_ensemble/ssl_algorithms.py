@@ -126,15 +126,21 @@ class FlexMatch(SSLAlgorithm):
 
 
 class FreeMatch(SSLAlgorithm):
-    """FreeMatch (arXiv 2205.07246): thresholds, global and of each class, from moving means, and a fairness term."""
+    """FreeMatch (arXiv 2205.07246): thresholds, global and of each class, from moving means, and a fairness term.
+
+    Args:
+        use_quantile: the global threshold follows the 0.8 quantile of confidences in the place of their mean.
+        clip_threshold: it is at most 0.95.
+    """
 
     tau: torch.Tensor
     p_model: torch.Tensor
     histogram: torch.Tensor
     fairness_weight = 0.01
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, use_quantile: bool = False, clip_threshold: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.use_quantile, self.clip_threshold = use_quantile, clip_threshold
         self.register_buffer("tau", torch.tensor(1 / self.num_classes))
         self.register_buffer("p_model", torch.full((self.num_classes,), 1 / self.num_classes))
         self.register_buffer("histogram", torch.full((self.num_classes,), 1 / self.num_classes))
@@ -145,7 +151,9 @@ class FreeMatch(SSLAlgorithm):
         """The masked loss of the strong view plus 0.01 of the fairness term."""
         probabilities, confidence, target = read_targets(weak)
         every, sure, names = (self.gather(part) for part in (probabilities, confidence, target))
-        self.tau.lerp_(sure.mean(), 1 - EMA)
+        self.tau.lerp_(sure.quantile(0.8) if self.use_quantile else sure.mean(), 1 - EMA)
+        if self.clip_threshold:
+            self.tau.clamp_(max=0.95)
         self.p_model.lerp_(every.mean(dim=0), 1 - EMA)
         self.histogram.lerp_(one_hot(names, self.num_classes).float().mean(dim=0), 1 - EMA)
         mask = confidence >= self.tau * (self.p_model / self.p_model.max())[target]
@@ -204,13 +212,17 @@ class FineSSL(SSLAlgorithm):
 
     Margins by class status, for labelled and unlabelled images: a_c = (1 - s_c) / (1 + s_c) (max s - min s) alpha is
     added to every logit but the target's. The status is over one pass of the pool.
+
+    Args:
+        weak_view: learn the weak view, as that code does.
     """
 
     selected: torch.Tensor
     alpha, weight, threshold = 8.0, 3.0, 0.7
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, weak_view: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.weak_view = weak_view
         self.register_buffer("selected", torch.full((self.num_unlabeled,), self.num_classes))
 
     def start_epoch(self) -> None:
@@ -237,7 +249,8 @@ class FineSSL(SSLAlgorithm):
         """3 times the loss with margins, weighted by confidence where that is at least 0.7."""
         _, confidence, target = read_targets(weak)
         mask = confidence >= self.threshold
-        loss = self.weight * masked_loss(self._with_margin(strong, target), target, mask * confidence)
+        learned = weak if self.weak_view else strong
+        loss = self.weight * masked_loss(self._with_margin(learned, target), target, mask * confidence)
         sure, names, rows = (self.gather(part) for part in (mask, target, indices))
         self.selected[rows[sure]] = names[sure]
         return loss

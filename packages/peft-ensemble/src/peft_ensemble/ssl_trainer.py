@@ -1,6 +1,6 @@
 """The semi-supervised baselines on transformers' Trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from .storage import write_tensors
 from .trainer import SelfTrainingTrainer
 
 STATE = "ssl_algorithm.safetensors"
+OPTIONS = {"freematch": ("clip_threshold", "use_quantile"), "finessl": ("weak_view",)}
 
 
 class SSLTrainer(SelfTrainingTrainer):
@@ -30,6 +31,7 @@ class SSLTrainer(SelfTrainingTrainer):
         unlabeled_dataset: the pool, with a column `image`.
         unlabeled_batch_size: for each process and step; by default that of the labelled images.
         unlabeled_weight: lambda_u, the weight of the unlabelled loss.
+        algorithm_options: `use_quantile` and `clip_threshold` of FreeMatch, `weak_view` of FineSSL; off by default.
         args, kwargs: of the Trainer. `data_collator` is a `ViewCollator`, whose processor serves both streams.
 
     Raises:
@@ -63,10 +65,15 @@ class SSLTrainer(SelfTrainingTrainer):
         *args: Any,
         unlabeled_batch_size: int | None = None,
         unlabeled_weight: float = 1.0,
+        algorithm_options: Mapping[str, bool] | None = None,
         **kwargs: Any,
     ):
         if algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {algorithm!r}")
+        options = dict(algorithm_options or {})
+        if unknown := sorted(set(options) - set(OPTIONS.get(algorithm, ()))):
+            known = ", ".join(OPTIONS.get(algorithm, ())) or "none"
+            raise ValueError(f"expected algorithm_options of {algorithm} among {known}, got {unknown}")
         if not len(unlabeled_dataset):
             raise ValueError(
                 "expected unlabelled images, got an empty data set; train on labels with the usual Trainer"
@@ -80,7 +87,8 @@ class SSLTrainer(SelfTrainingTrainer):
         gather: Callable[[torch.Tensor], torch.Tensor] = self.accelerator.gather
         model: Any = self.model
         num_classes: int = model.config.num_labels
-        self.algorithm = ALGORITHMS[algorithm](num_classes, len(unlabeled_dataset), gather).to(self.args.device)
+        self.algorithm = ALGORITHMS[algorithm](num_classes, len(unlabeled_dataset), gather, **options)
+        self.algorithm.to(self.args.device)
         self._draws = 0
         self.add_callback(_StateCallback(self))
 

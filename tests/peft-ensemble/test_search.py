@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from peft_ensemble import AdaptFormerConfig, MemberSpec, PeftEnsemble, UnsupervisedSelector
-from peft_ensemble.halving import plan_rounds
+from peft_ensemble.search import check_halving, plan_rounds
 from support.tiny_ensembles import LABEL_NAMES, arguments, draw_images, save_backbones
 
 
@@ -28,7 +28,7 @@ def test_rounds(candidates, keep_one_of, rounds):
 @pytest.mark.parametrize("keep_one_of", [1, 0, 2.0, True])
 def test_other_parts_are_refused(keep_one_of):
     with pytest.raises(ValueError, match="halving must be an integer from 2"):
-        plan_rounds(8, keep_one_of)
+        check_halving(keep_one_of, UnsupervisedSelector())
 
 
 @pytest.fixture(scope="module")
