@@ -163,16 +163,18 @@ def test_batch_can_be_repeated_reordered_and_selected(llava: Family) -> None:
     assert [layer.budget for layer in cache.stats().layers] == [layer.budget for layer in expected.stats().layers]
 
 
-def test_reset_makes_the_cache_as_new(llava: Family) -> None:
-    cache = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
+@pytest.mark.parametrize("name", ["llava", "gemma3"])
+def test_reset_makes_the_cache_as_new(named_family: Any, name: str) -> None:
+    family = named_family(name)
+    cache = MedaCache(family.model.config, preset="meda", keep_ratio=0.3)
     options = {"past_key_values": cache, "max_new_tokens": 5, "do_sample": False}
-    with attach(llava.model):
-        llava.model.generate(**llava.prompts(3, seed=1), **options)
+    with attach(family.model):
+        family.model.generate(**family.prompts(3, seed=1), **options)
         cache.reset()
         assert cache.get_seq_length() == 0
-        again = llava.model.generate(**llava.prompts(2), **options)
-        options["past_key_values"] = MedaCache(llava.model.config, preset="meda", keep_ratio=0.3)
-        fresh = llava.model.generate(**llava.prompts(2), **options)
+        again = family.model.generate(**family.prompts(2), **options)
+        options["past_key_values"] = MedaCache(family.model.config, preset="meda", keep_ratio=0.3)
+        fresh = family.model.generate(**family.prompts(2), **options)
     assert torch.equal(again, fresh)
 
 

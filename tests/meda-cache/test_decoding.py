@@ -13,8 +13,10 @@ from meda_cache import attachment as attachment_module
 from meda_cache.layer import MedaLayer
 from meda_cache.ops.statistics import attention_statistics
 from meda_cache.upstream import attend_with_lse
-from support.kernel_cases import require_triton
+from support.kernel_cases import INTERPRETED, require_triton
 from support.tiny_decoders import Family, build_family
+
+pytestmark = INTERPRETED
 
 LOOKS = {"aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::is_nonzero", "aten::_is_all_true"}
 

@@ -9,8 +9,10 @@ import torch
 from meda_cache import MedaCache, attach
 from meda_cache.ops import resolve_backend
 from meda_cache.ops.decode import decode_attention, reference
-from support.kernel_cases import DEVICES, compare, require_triton
+from support.kernel_cases import DEVICES, INTERPRETED, compare, require_triton
 from support.tiny_decoders import build_family
+
+pytestmark = INTERPRETED
 
 # (batch, key heads, groups, slots, head_dim, value_head_dim)
 SHAPES = {

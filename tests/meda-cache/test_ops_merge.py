@@ -7,7 +7,9 @@ import torch
 
 from meda_cache import merge_tokens
 from meda_cache.ops.merge import find_nearest, merge_segments, reference
-from support.kernel_cases import DEVICES, compare, require_triton
+from support.kernel_cases import DEVICES, INTERPRETED, compare, require_triton
+
+pytestmark = INTERPRETED
 
 # (heads, seq_len, kept, head_dim)
 SHAPES = {"one": (1, 2, 1, 16), "nothing-evicted": (2, 5, 5, 16), "odd": (2, 75, 21, 32), "odd-dim": (3, 40, 20, 10)}

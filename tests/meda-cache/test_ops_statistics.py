@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from meda_cache.ops.statistics import _torch, attention_statistics, reference
-from support.kernel_cases import DEVICES, DTYPES, compare, require_triton
+from support.kernel_cases import DEVICES, DTYPES, INTERPRETED, compare, require_triton
+
+pytestmark = INTERPRETED
 
 # (key heads, groups, rows, keys, head_dim): one token, no rows, odd sizes, several tiles, odd head_dim, GQA 1/2/4/7
 SHAPES = {

@@ -8,6 +8,10 @@ DEVICES = ["cpu", ON_GPU]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+INTERPRETED = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+"""For modules with kernels whose loops have bounds that are loaded: triton 3.6 interprets them so, NumPy warns of it."""
+
+
 def require_triton() -> None:
     pytest.importorskip("triton", reason='needs the extra "triton"')
 

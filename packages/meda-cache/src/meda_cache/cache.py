@@ -16,7 +16,7 @@ from meda_cache.layer import MedaLayer
 from meda_cache.prompt import Prompt
 from meda_cache.reading import PromptReader
 from meda_cache.report import CacheStats, build_stats
-from meda_cache.upstream import build_layers, check_decoder, find_model, get_visual_token_ids
+from meda_cache.upstream import build_layers, check_decoder, empty_layer, find_model, get_visual_token_ids
 
 
 class MedaCache(Cache):
@@ -238,7 +238,8 @@ class MedaCache(Cache):
 
     def reset(self) -> None:
         """Empties the cache for the next prompt."""
-        super().reset()  # type: ignore[no-untyped-call]
+        for layer in self.layers:
+            empty_layer(layer)
         self._forget()
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

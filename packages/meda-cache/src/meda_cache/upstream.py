@@ -64,8 +64,19 @@ def get_visual_token_ids(config: PreTrainedConfig) -> list[int]:
 
 def get_length(layer: Any) -> int | None:
     """Returns the number of tokens that a cache layer has seen, None for one that does not count them."""
-    has_state = isinstance(layer, LinearAttentionCacheLayerMixin)  # which says nothing of its age
-    return layer.get_seq_length() if isinstance(layer, DynamicLayer) and not has_state else None
+    return layer.get_seq_length() if _has_keys_only(layer) else None
+
+
+def empty_layer(layer: Any) -> None:
+    """Empties a cache layer. Some versions of transformers leave zeros in it, to which the next prompt is appended."""
+    layer.reset()
+    if _has_keys_only(layer):
+        layer.keys = layer.values = None
+        layer.is_initialized = False
+
+
+def _has_keys_only(layer: Any) -> bool:
+    return isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionCacheLayerMixin)
 
 
 def find_model(model: nn.Module) -> PreTrainedModel:
