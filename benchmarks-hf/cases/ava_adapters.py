@@ -4,6 +4,7 @@ The language model is an untrained Llama (12 layers, 384 wide); LoRA has the pap
 of 896. Each way is loaded from disk in a process of its own; memory is what the process grew by.
 """
 
+import gc
 import multiprocessing
 import resource
 import shutil
@@ -77,11 +78,18 @@ def measure(task: tuple[str, str, list[str]]) -> tuple[float, float]:
     torch.set_num_threads(1)
     load = {"adapters": load_adapters, "models": load_models}[way]
     AutoModelForCausalLM.from_pretrained(Path(folder) / "tiny")  # imports and first calls are no part of it
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = _resident_mib(), time.perf_counter()
     loaded = load(Path(folder), names)
     seconds = time.perf_counter() - start
     sum(float(p.sum()) for p in _parameters(loaded))  # mapped files count once they are read
-    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return seconds, _resident_mib() - before
+
+
+def _resident_mib() -> float:
+    """Returns the resident memory of this process now."""
+    gc.collect()
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def _parameters(loaded: Any) -> list[torch.Tensor]:

@@ -144,10 +144,10 @@ def load_head(llm: nn.Module, width: int, folder: Path, ability: str) -> AvaHead
     if trained.is_dir():
         llm = type(llm).from_pretrained(trained)  # type: ignore[attr-defined]
     elif isinstance(llm, PeftModel):
-        llm.load_adapter(str(folder / ability), ability)
+        llm.load_adapter(str(folder / ability), ability, low_cpu_mem_usage=True)
         llm.set_adapter(ability)
     else:
-        llm = PeftModel.from_pretrained(llm, str(folder / ability), adapter_name=ability)
+        llm = PeftModel.from_pretrained(llm, str(folder / ability), adapter_name=ability, low_cpu_mem_usage=True)
     head = AvaHead(llm, width)
     head.connector.load_state_dict(load_file(folder / "connector.safetensors"))
     return head.eval()
