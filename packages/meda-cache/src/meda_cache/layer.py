@@ -228,7 +228,7 @@ class MedaLayer(DynamicLayer):
         was compressed holds on, and only the columns of later tokens are taken from `attention_mask`.
 
         Args:
-            attention_mask (`torch.Tensor` of shape `(batch_size, 1, query_length, seq_length)`, *optional*):
+            attention_mask (`torch.Tensor` of shape `(batch_size, 1, query_length, logical_length)`, *optional*):
                 Boolean (sdpa) or additive (eager).
             query_length (`int`): number of new tokens.
 
