@@ -15,7 +15,8 @@ HERE = Path(__file__).resolve().parent
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """One panel for each value of the column `panel`, if there is one."""
-    plot, rows = result["plot"], result["rows"]
+    plot = result["plot"]
+    rows = [row for row in result["rows"] if plot["y"] in row]
     panels = list(dict.fromkeys(row[plot["panel"]] for row in rows)) if "panel" in plot else [None]
     figure, all_axes = plt.subplots(
         1, len(panels), figsize=(7 * len(panels), 4.5), layout="constrained", sharey=True, squeeze=False
@@ -32,7 +33,6 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def draw_panel(rows: list[dict[str, Any]], plot: dict[str, str], axes: Any) -> None:
     """One line for each value of the column `line`, if there is one; range and bar where there are such columns."""
-    rows = [row for row in rows if plot["y"] in row]
     for number, name in enumerate(dict.fromkeys(row.get(plot.get("line")) for row in rows)):
         points = sorted((row for row in rows if row.get(plot.get("line")) == name), key=lambda row: row[plot["x"]])
         x, y = ([row[plot[axis]] for row in points] for axis in ("x", "y"))

@@ -44,6 +44,7 @@ PROFILE = Profile(
     name="nano", epochs=2, localization_epochs=2, batch_size=16, learning_rate=3e-3, lora_r=16, lora_alpha=32,
     lora_dropout=0.0, bf16=True, n_train=1_600, n_test=250, system="", max_length=256, closed_sets="loglik",
 )  # fmt: skip
+PLOT = {"x": "ability", "y": "score", "line": "tower", "panel": "head", "low": "low", "high": "high"}
 
 
 def build_tower(name: str) -> Any:
@@ -61,7 +62,7 @@ def describe(fingerprint: Fingerprint, llm: str, tower: str) -> list[dict[str, A
     for name, result in fingerprint.abilities.items():
         low, high = result.score_interval
         rows.append(
-            {"row": "ability", "llm": llm, "tower": tower, "ability": name, "score": result.score}
+            {"row": "ability", "head": llm, "tower": tower, "ability": name, "score": result.score}
             | {"low": low, "high": high, "metric": result.metric, "value": result.value, "constant": result.m0}
             | {"n": result.n, "unparsable": result.n_unparsable, "shuffled": result.controls["shuffled"]}
             | {"train_cpu_s": result.cost["train_cpu_seconds"], "trained_parameters": result.cost["num_trained"]}
@@ -81,7 +82,13 @@ def probe(tower: str, like: Fingerprint, profile: Profile, tokens: Path, source:
         score = score_probe(name, *tables, *features, steps=300, batch_size=32)
         ends = [anchor(end, result.m0, result.m1) for end in bootstrap_interval(score.values)]
         rows.append(
-            {"row": "probe", "tower": tower, "ability": name, "score": anchor(score.value, result.m0, result.m1)}
+            {
+                "row": "probe",
+                "head": "probe",
+                "tower": tower,
+                "ability": name,
+                "score": anchor(score.value, result.m0, result.m1),
+            }
             | {"low": min(ends), "high": max(ends), "metric": score.metric, "value": score.value, "n": score.n}
         )
     return rows
@@ -97,7 +104,7 @@ def compare_pairs(fingerprints: Mapping[str, Fingerprint], llm: str) -> dict[str
             found.add(float(np.sign(pair["difference"])))
     return {
         "row": "pairs",
-        "llm": llm,
+        "head": llm,
         "pairs": len(signs),
         "differ": sum(bool(found) for found in signs.values()),
         "win_one_each": sum(len(found) == 2 for found in signs.values()),
@@ -147,7 +154,7 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
     for name in towers:
         rows += probe(name, runs[LLMS[0]][name], profile, out / "tokens")
     both = list(runs.values())
-    seconds = [sum(r["train_cpu_s"] for r in rows if r.get("llm") == llm and r["row"] == "ability") for llm in LLMS]
+    seconds = [sum(r["train_cpu_s"] for r in rows if r.get("head") == llm and r["row"] == "ability") for llm in LLMS]
     for what, chosen in (("vfm-nano", [name for name in towers if name not in KNOWN]),
                          ("all but blind", [name for name in towers if name != "blind"])):  # fmt: skip
         if len(chosen) > 1:

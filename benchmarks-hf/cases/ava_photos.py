@@ -20,10 +20,11 @@ import torch
 import transformers
 
 import hf_diorama
-from cases.ava_fingerprints import PROFILE, build_tower, describe, load_llm, probe
+from cases.ava_fingerprints import PLOT, PROFILE, build_tower, describe, load_llm, probe
 from hf_ava_bench import run_benchmark
 from photo_items import BUILDERS, write_items
 
+__all__ = ["PLOT", "run"]
 LLM = "llm-nano-s"
 TOWERS = ("vfm-nano-supervised", "vfm-nano-masked", "patch-colour", "edge-hist", "blind")
 SIZES = {"train": 1_200, "test": 250}
