@@ -110,7 +110,7 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
     disk = {"adapters": _mib(folder / "base") + _mib(folder / "heads"), "models": _mib(folder / "merged")}
     samples: dict[str, list[tuple[float, float]]] = {"adapters": [], "models": []}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        for index in range(1 if quick else 5):
+        for index in range(1 if quick else 3):
             for way in list(samples)[:: 1 if index % 2 else -1]:
                 samples[way].append(pool.apply(measure, ((way, str(folder), names),)))
     shutil.rmtree(folder)

@@ -38,8 +38,8 @@ def build_towers(quick: bool) -> dict[str, tuple[VisionTower, int]]:
     small = ViTConfig(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, intermediate_size=1_536)
     torch.manual_seed(0)
     return {
-        "vfm-nano-supervised": (VisionTower(hf_diorama.model_path("vfm-nano-supervised")), 32 if quick else 512),
-        "vit-small/16, 224 px": (VisionTower(ViTModel(small, add_pooling_layer=False)), 4 if quick else 32),
+        "vfm-nano-supervised": (VisionTower(hf_diorama.model_path("vfm-nano-supervised")), 32 if quick else 256),
+        "vit-small/16, 224 px": (VisionTower(ViTModel(small, add_pooling_layer=False)), 4 if quick else 16),
     }
 
 
@@ -67,7 +67,7 @@ def time_tokens(table: datasets.Dataset, tower: VisionTower, quick: bool) -> dic
         for _ in range(EPOCHS):
             compute_features(table, tower, progress=False)
 
-    return harness.time_in_turn({"ours": cached, "peer": recomputed}, rounds=1 if quick else 5, seconds=0)
+    return harness.time_in_turn({"ours": cached, "peer": recomputed}, rounds=1 if quick else 3, seconds=0)
 
 
 def time_head(table: datasets.Dataset, tower: VisionTower) -> float:
