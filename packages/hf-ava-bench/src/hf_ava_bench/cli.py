@@ -108,7 +108,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--out", required=True, help="folder of the run; the same command goes on where it stopped")
     _add_source(run)
     run.add_argument("--profile", default="paper", help="paper, fast or smoke")
-    run.add_argument("--no-controls", action="store_true", help="leave out blind and shuffled")
+    run.add_argument("--controls", nargs="*", default=["blind", "shuffled"], help="of blind, shuffled, random, oracle")
     run.add_argument("--image-size", type=int, default=96, help="of rendered items, in pixels")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(run=_run)
@@ -205,7 +205,7 @@ def _run(args: argparse.Namespace) -> None:
         profile=args.profile,
         seed=args.seed,
         progress=not args.quiet,
-        **({"controls": ()} if args.no_controls else {}),
+        controls=args.controls,
         **({"image_size": args.image_size} if args.source == "mini" else {}),
     )
     _print(fingerprint.table())
