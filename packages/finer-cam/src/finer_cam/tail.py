@@ -2,18 +2,16 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from finer_cam.layers import first_tensor, is_compiled, read_logits, replace_first_tensor, takes_pixel_values
+from finer_cam.sparse import SparseBackward
 
 # Training mode belongs to a module and the stance of the compiler to the process, so threads must agree on both.
 _LOCK = threading.Lock()
@@ -113,101 +111,6 @@ def explained_errors(model: nn.Module) -> Iterator[None]:
             "expected weights that autograd can use, but the model was made inside `torch.inference_mode()`: "
             "load it outside, or use `method='scorecam'`, which needs no gradient."
         ) from error
-
-
-class _SparseLinear(torch.autograd.Function):
-    """A linear layer whose backward leaves out the rows without a gradient, and the weights."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
-        return F.linear(inputs, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
-        return _backward_by_rows(gradient, weight, lambda found, rows: found), None, None
-
-
-class _SparseGeluLinear(torch.autograd.Function):
-    """A linear layer of a GELU that was computed before: their backward, as that of `_SparseLinear`, in one.
-
-    Two backwards, one after the other, would hold the gradient between them, as large as the widest layer.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, activated: Tensor, weight: Tensor, bias: Tensor | None, options: dict[str, Any]
-    ) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
-        ctx.options = options
-        return F.linear(activated, weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        inputs, weight = ctx.saved_tensors
-        flat = inputs.flatten(0, -2)
-
-        def through_gelu(found: Tensor, rows: Tensor | slice) -> Tensor:
-            through: Tensor = torch.ops.aten.gelu_backward(found, flat[rows], **ctx.options)
-            return through
-
-        return _backward_by_rows(gradient, weight, through_gelu), None, None, None, None
-
-
-def _backward_by_rows(gradient: Tensor, weight: Tensor, before: Callable[[Tensor, Tensor | slice], Tensor]) -> Tensor:
-    """Returns the gradient of the inputs of a linear layer, for its rows that have one, taken on through `before`."""
-    flat = gradient.flatten(0, -2)
-    rows = flat.any(dim=1).nonzero()[:, 0]
-    if 2 * len(rows) > len(flat):
-        found = before(flat @ weight, slice(None))
-    else:
-        found = flat.new_zeros(len(flat), weight.shape[1]).index_copy_(0, rows, before(flat[rows] @ weight, rows))
-    return found.view(*gradient.shape[:-1], -1)
-
-
-class SparseBackward(TorchFunctionMode):
-    """Makes the plain linear layers of a recorded forward, and GELUs before them, sparse in the backward.
-
-    Where a model reads its CLS token only, all other rows behind the last attention have a gradient of zero: most of
-    the arithmetic of a dense backward.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        # The last GELU: its output, the version of that, its input and its options.
-        self._gelu: tuple[ReferenceType[Tensor], int, Tensor, dict[str, Any]] | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.linear and torch.is_grad_enabled() and not kwargs and _is_plain(args):
-            return self._linear(args[0], args[1].detach(), args[2] if len(args) > 2 else None)
-        output = func(*args, **kwargs)
-        if func is F.gelu and args and type(output) is Tensor and output.requires_grad:
-            self._gelu = (ref(output), output._version, args[0], kwargs)
-        return output
-
-    def _linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._gelu is not None and self._gelu[0]() is inputs and self._gelu[1] == inputs._version:
-            _, _, before, options = self._gelu
-            output: Tensor = _SparseGeluLinear.apply(before, inputs.detach(), weight, bias, options)  # type: ignore[no-untyped-call]
-        else:
-            output = _SparseLinear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
-        return output
-
-
-def _is_plain(args: Any) -> bool:
-    """Whether a linear layer has ordinary weights and an input `(..., N, D)` with a gradient, outside autocast."""
-    inputs, weight = args[:2]
-    return (
-        type(inputs) is Tensor
-        and type(weight) in (Tensor, nn.Parameter)
-        and inputs.ndim > 2
-        and inputs.requires_grad
-        and not torch.is_autocast_enabled(inputs.device.type)
-    )
 
 
 def call_model(model: nn.Module, pixel_values: Tensor, kwargs: dict[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sparse backward of linear layers: the same gradients with fewer rows."""
+"""Sparse backward: the same gradients with fewer rows."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from finer_cam.tail import SparseBackward
+from finer_cam.sparse import SparseBackward
 
 torch.manual_seed(0)
 LAYERS = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
@@ -85,3 +85,27 @@ def test_weights_get_no_gradient_and_other_layers_stay_as_they_are() -> None:
     assert all(weight.grad is None for weight in LAYERS.parameters())
     assert two_dimensional.grad_fn.name() == "AddmmBackward0"
     assert LAYERS(leaf).grad_fn.name() != "_SparseLinearBackward"
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(10, 40), slice(0, 50), slice(0, 0)])
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"attn_mask": None, "dropout_p": 0.0, "is_causal": False}])
+def test_attention_has_the_gradients_of_a_dense_backward(rows: slice, options: dict[str, object]) -> None:
+    found = []
+    for mode in (contextlib.nullcontext(), SparseBackward()):
+        inputs = [
+            torch.randn(2, 3, 50, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(3)
+        ]
+        with mode:
+            output = nn.functional.scaled_dot_product_attention(*inputs, **options)
+        found.append((output, *torch.autograd.grad(output[:, :, rows].square().sum(), inputs)))
+    assert found[1][0].grad_fn.name() == "_SparseAttentionBackward"
+    for ours, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_masked_attention_stays_as_it_is() -> None:
+    inputs = [torch.randn(1, 2, 6, 4).requires_grad_() for _ in range(3)]
+    with SparseBackward():
+        causal = nn.functional.scaled_dot_product_attention(*inputs, is_causal=True)
+        masked = nn.functional.scaled_dot_product_attention(*inputs, attn_mask=torch.eye(6, dtype=torch.bool))
+    assert all("Sparse" not in output.grad_fn.name() for output in (causal, masked))
