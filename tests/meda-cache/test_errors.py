@@ -423,6 +423,24 @@ def test_decoding_step_that_fails_can_be_taken_again(llava: Family) -> None:
     assert cache.get_seq_length() == inputs["input_ids"].shape[1] + 1
 
 
+def test_interrupted_compression_empties_the_cache(llava: Family) -> None:
+    calls = []
+
+    def select(scores: torch.Tensor, visual_mask: torch.Tensor, budget: int) -> torch.Tensor:
+        calls.append(budget)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return torch.arange(budget).expand(len(scores), -1)
+
+    cache = MedaCache(llava.model.config, keep_ratio=0.3, select=select)
+    with attach(llava.model):
+        with pytest.raises(KeyboardInterrupt):
+            llava.model.generate(**llava.prompts(1), past_key_values=cache, max_new_tokens=2)
+        assert (cache.get_seq_length(), cache.prompt, cache.is_attached) == (0, None, False)
+        llava.model.generate(**llava.prompts(2), past_key_values=cache, max_new_tokens=2)
+    assert cache.prompt_length == llava.prompts(2)["input_ids"].shape[1]
+
+
 def test_failed_compression_empties_the_cache(llava: Family) -> None:
     calls = []
 

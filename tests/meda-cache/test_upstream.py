@@ -17,11 +17,11 @@ from transformers import (
     GenerationMixin,
     MllamaConfig,
 )
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from meda_cache.upstream import build_rotation, find_attention_modules, get_rotary_function
+from meda_cache.upstream import build_rotation, find_attention_modules, get_length, get_rotary_function
 from support.tiny_decoders import TEXT_ONLY, Family
 
 
@@ -121,3 +121,23 @@ def test_layers_are_offloaded_by_these_names() -> None:
 
 def test_assisted_decoding_announces_itself() -> None:
     assert "activate_past_recording" in vars(Cache)
+
+
+@pytest.mark.parametrize("device", ["", "_for_cpu"])
+def test_flash_attention_returns_its_lse_second(device: str) -> None:
+    schema = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention{device}").default._schema
+    assert [argument.name for argument in schema.arguments][:5] == ["query", "key", "value", "dropout_p", "is_causal"]
+    assert "scale" in {argument.name for argument in schema.arguments if argument.kwarg_only}
+    assert [result.name for result in schema.returns][:2] == ["output", "logsumexp"]
+
+
+def test_torch_says_which_attention_it_takes() -> None:
+    query, key = torch.zeros(1, 4, 8, 16), torch.zeros(1, 2, 8, 16)
+    choice = torch._fused_sdp_choice(query, key, key, None, 0.0, True, scale=None, enable_gqa=True)
+    assert choice == torch.nn.attention.SDPBackend.FLASH_ATTENTION.value
+
+
+def test_layers_that_count_their_tokens_and_layers_that_do_not() -> None:
+    assert get_length(DynamicLayer()) == 0
+    assert get_length(DynamicSlidingWindowLayer(8)) == 0
+    assert get_length(LinearAttentionLayer()) is None

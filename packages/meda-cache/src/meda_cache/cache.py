@@ -82,8 +82,8 @@ class MedaCache(Cache):
                 "Expected a GPU to offload from, got none: leave `offloading` out, the cache is in memory."
             )
         super().__init__(layers=layers, offloading=offloading)
+        # The layers that are compressed, by their index.
         self.managed_layers = {index: layer for index, layer in enumerate(layers) if isinstance(layer, MedaLayer)}
-        """The layers that are compressed, by their index."""
         if not self.managed_layers:
             raise ValueError(
                 f"Expected a model with full-attention layers, got {type(config).__name__} without any: "
@@ -193,7 +193,7 @@ class MedaCache(Cache):
                     torch.accelerator.synchronize()  # copies to the CPU may be under way
                 self._budgets = compress_layers(list(layers.values()), self.prompt, self.compression)
                 self._order = torch.arange(len(self.prompt))
-            except Exception:
+            except BaseException:  # or interrupted from the keyboard
                 self.reset()  # some layers are compressed and others are not
                 raise
         self.reader.close()
