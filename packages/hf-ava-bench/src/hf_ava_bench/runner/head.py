@@ -206,7 +206,7 @@ def choose_options(
         batch_size (`int`, defaults to 32): options that are computed at once.
     """
     chosen: list[str] = []
-    num_rows = max(1, batch_size // max(map(len, options)))
+    num_rows = max(1, batch_size // max(map(len, options), default=1))
     for start in range(0, len(questions), num_rows):
         rows = slice(start, start + num_rows)
         prefix, mask = _compute_prefix(head, prompts, features[rows], questions[rows])
