@@ -5,16 +5,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from datasets import concatenate_datasets
 
 from hf_ava_bench import (
     AbilityResult,
     Fingerprint,
     compare_rankings,
     compute_score,
+    load_ability,
     plot_bins,
     plot_fingerprints,
     plot_rankings,
     rank_towers,
+    score_items,
     statistical_ranks,
 )
 from hf_ava_bench.cli import main
@@ -239,6 +242,41 @@ def test_pairs_are_tested_with_holm_and_ranks_shared():
     assert all(pair["p_holm"] >= pair["p"] for pair in found.values())
     assert "4 of 6 pairs differ" in ranking.table()
     assert rank_towers(towers, rank="point").ranks["scene"] in ({"a": 1.0, "b": 2.0, "c": 3.0}, ranking.ranks["scene"])
+
+
+def test_items_of_one_image_count_as_one_image():
+    # Twenty images with five questions each: differences agree within an image and cancel over half of them.
+    def side(images):
+        found = []
+        for tower, sign in (("a", 1), ("b", -1)):
+            values = {f"{i:03d}": 0.5 + 0.25 * sign * (1 if i // 5 < 14 else -1) for i in range(100)}
+            result = AbilityResult(
+                metric="accuracy", value=0.5, interval=(0, 1), n=100, coverage=1.0, n_unparsable=0, m0=0.1, m1=1.0,
+                score=0.5 + 0.1 * sign, score_interval=(0, 1), split_origin="source", synthetic=True, values=values,
+                images={key: str(int(key) // 5) for key in values} if images else {},
+            )  # fmt: skip
+            found.append(
+                Fingerprint(tower=tower, llm="m", profile={}, seed=0, num_tokens=1, abilities={"scene": result})
+            )
+        return found
+
+    alone, shared = (rank_towers(side(images)) for images in (False, True))
+    assert alone.pairs["scene"][0]["p"] < 0.01  # as if a hundred images agreed
+    assert shared.pairs["scene"][0]["p"] > 0.05  # 14 of 20 images
+    assert alone.ranks["scene"] == {"a": 1.0, "b": 2.0}
+
+
+def test_results_know_which_items_share_an_image():
+    table = load_ability("scene", "mini", "test", n=6, image_size=32)
+    answers = [*table["answer"][:3], "x", "x", "x"]
+    plain = AbilityResult.from_score(score_items(table, answers), table, 0.1)
+    assert (plain.value, plain.images, plain.synthetic) == (0.5, {}, True)
+    assert plain.score == pytest.approx((0.5 - 0.1) / 0.9)
+    twice = concatenate_datasets([table, table.map(lambda row: {"id": f"{row['id']}-again"})])
+    result = AbilityResult.from_score(score_items(twice, answers * 2), twice, 0.1, controls={"blind": 0.0})
+    assert len(set(result.images.values())) == 6
+    assert result.interval == pytest.approx(plain.interval, abs=0.1)  # no narrower for the second question
+    assert result.controls == {"blind": 0.0}
 
 
 def test_less_is_better_where_the_metric_is_an_error():

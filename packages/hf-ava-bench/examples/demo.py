@@ -19,12 +19,10 @@ import torch
 import hf_ava_bench as ava
 import hf_diorama
 from hf_ava_bench.constants import fit_constant
-from hf_ava_bench.fingerprint import anchor
 from hf_ava_bench.runner.encoders import KnownEncoder
 from hf_ava_bench.runner.features import compute_features
 from hf_ava_bench.runner.probe import score_probe
 from hf_ava_bench.runner.towers import Tower, VisionTower
-from hf_ava_bench.statistics import bootstrap_interval
 
 ABILITIES = ("color", "orientation", "scene", "counting")
 TRAIN, TEST = 240, 120
@@ -44,24 +42,8 @@ def measure(
     tokens = [compute_features(table, tower, progress=False) for table in tables]
     score = score_probe(ability, train, test, *tokens, steps=steps, batch_size=32)
     constant = fit_constant(ability, list(train["answer_struct"]), list(train["answer"]))
-    m0, m1 = ava.score_items(test, [constant] * len(test)).value, ava.ABILITIES[ability].perfect
-    low, high = bootstrap_interval(score.values)
-    ends = sorted((anchor(low, m0, m1), anchor(high, m0, m1)))
-    return score, ava.AbilityResult(
-        metric=score.metric,
-        value=score.value,
-        interval=(low, high),
-        n=score.n,
-        coverage=score.coverage,
-        n_unparsable=score.n_unparsable,
-        m0=m0,
-        m1=m1,
-        score=anchor(score.value, m0, m1),
-        score_interval=(ends[0], ends[1]),
-        split_origin="source",
-        synthetic=True,
-        values=dict(zip(test["id"], score.values, strict=True)),
-    )
+    m0 = ava.score_items(test, [constant] * len(test)).value
+    return score, ava.AbilityResult.from_score(score, test, m0)
 
 
 def embed(path: Path, about: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from hf_ava_bench.fingerprint import Fingerprint
 from hf_ava_bench.functional import Array
-from hf_ava_bench.ranking import check_side, judge_ranks
+from hf_ava_bench.ranking import check_side, collect_images, judge_ranks
 from hf_ava_bench.statistics import draw_means, kendall_tau_b, kendall_tau_b_rows, rank_average, spearman
 
 
@@ -149,7 +149,8 @@ def _score_draws(
         results = [side[tower].abilities[name] for tower in towers]
         ids = sorted(results[0].values)
         values = np.array([[result.values[key] for result in results] for key in ids])
-        means = draw_means(values, samples=samples, seed=seed + i)
+        images = collect_images([side[tower] for tower in towers], name)
+        means = draw_means(values, samples=samples, seed=seed + i, clusters=images)
         for j, result in enumerate(results):
             span = result.m1 - result.m0
             draws[:, i, j] = np.clip((means[:, j] - result.m0) / span, 0, 1) if span else 0.0

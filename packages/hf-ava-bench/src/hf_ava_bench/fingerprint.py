@@ -6,9 +6,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 from hf_ava_bench.abilities import ABILITIES
+from hf_ava_bench.data import hash_image
 from hf_ava_bench.files import write_text
 from hf_ava_bench.formats import read_json
+from hf_ava_bench.scoring import Score
+from hf_ava_bench.statistics import bootstrap_interval
 
 SCHEMA = "hf-ava-bench/fingerprint/1"
 
@@ -35,7 +40,8 @@ class AbilityResult:
     `value` is the metric, `interval` its 95 percent bootstrap interval over images, `m0` the metric of the best
     constant answer and `m1` that of no mistake, `score` the anchored score with its `score_interval`, `controls` the
     anchored scores of heads that saw no image or a wrong one, `items` a sha256 of the ids, questions and answers of
-    each split, and `values` the metric of each test item under its id.
+    each split, `values` the metric of each test item under its id, and `images` the image of each, where some items
+    share one.
 
     Example:
 
@@ -66,6 +72,43 @@ class AbilityResult:
     cost: Mapping[str, float] = field(default_factory=dict)
     items: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, float] = field(default_factory=dict, repr=False)
+    images: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_score(cls, score: Score, table: datasets.Dataset, m0: float, **more: Any) -> "AbilityResult":
+        """Returns the result of a score on the items of a table; intervals are over images.
+
+        Args:
+            score (`Score`): of answers to the rows of the table, in their order.
+            table (`datasets.Dataset`): test items.
+            m0 (`float`): the metric of the best constant answer.
+            **more: `controls`, `cost` and `items`.
+        """
+        ids = list(table["id"])
+        stored = table.select_columns(["image"]).cast_column("image", datasets.Image(decode=False))
+        images = [hash_image(row["image"])[:16] for row in stored]
+        shared = len(set(images)) < len(images)
+        low, high = bootstrap_interval(score.values, clusters=images if shared else None)
+        m1 = ABILITIES[score.ability].perfect
+        ends = sorted((anchor(low, m0, m1), anchor(high, m0, m1)))
+        meta = json.loads(table[0]["meta"])
+        return cls(
+            metric=score.metric,
+            value=score.value,
+            interval=(low, high),
+            n=score.n,
+            coverage=score.coverage,
+            n_unparsable=score.n_unparsable,
+            m0=m0,
+            m1=m1,
+            score=anchor(score.value, m0, m1),
+            score_interval=(ends[0], ends[1]),
+            split_origin=meta.get("split_origin", "source"),
+            synthetic=bool(meta.get("synthetic", False)),
+            values=dict(zip(ids, score.values, strict=True)),
+            images=dict(zip(ids, images, strict=True)) if shared else {},
+            **more,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

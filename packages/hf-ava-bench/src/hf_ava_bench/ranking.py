@@ -143,7 +143,8 @@ def check_side(fingerprints: Sequence[Fingerprint]) -> tuple[tuple[str, ...], tu
                 f"Items of {name!r} are synthetic in some fingerprints or held out in some, and not in others "
                 f"{sorted(kinds)}: these are not comparable."
             )
-        if len({frozenset(result.values) for result in results}) != 1 or not results[0].values:
+        asked = {(frozenset(result.values), result.items.get("test")) for result in results}
+        if len(asked) != 1 or not results[0].values:
             raise ValueError(f"Expected the metric of the same items for all towers in {name!r}.")
     return towers, abilities
 
@@ -155,11 +156,18 @@ def collect_values(fingerprints: Sequence[Fingerprint], ability: str) -> Array:
     return sign * np.array([[result.values[key] for result in results] for key in sorted(results[0].values)])
 
 
+def collect_images(fingerprints: Sequence[Fingerprint], ability: str) -> list[str] | None:
+    """Returns the image of each item, in the order of [`collect_values`], or None where each item has its own."""
+    images = fingerprints[0].abilities[ability].images
+    return [images[key] for key in sorted(images)] or None
+
+
 def _test_pairs(fingerprints: Sequence[Fingerprint], ability: str, seed: int) -> list[dict[str, Any]]:
     values = collect_values(fingerprints, ability)
     indices = list(combinations(range(len(fingerprints)), 2))
     differences = [values[:, i] - values[:, j] for i, j in indices]
-    p_values = [sign_flip_test(difference, seed=seed) for difference in differences]
+    images = collect_images(fingerprints, ability)
+    p_values = [sign_flip_test(difference, seed=seed, clusters=images) for difference in differences]
     rows = zip(indices, differences, p_values, holm(p_values), strict=True)
     return [
         {
@@ -213,14 +221,14 @@ def statistical_ranks(fingerprints: Sequence[Fingerprint], ability: str, *, seed
     towers, abilities = check_side(fingerprints)
     if ability not in abilities:
         raise ValueError(f"Expected one of the abilities {', '.join(abilities)} of the fingerprints, got {ability!r}.")
-    values = collect_values(fingerprints, ability)
+    values, images = collect_values(fingerprints, ability), collect_images(fingerprints, ability)
     ranks = {}
     for i, tower in enumerate(towers):
         better = ties = 0
         for j in range(len(towers)):
             if i == j:
                 continue
-            low, high = bootstrap_interval(values[:, j] - values[:, i], seed=seed)
+            low, high = bootstrap_interval(values[:, j] - values[:, i], seed=seed, clusters=images)
             better += low > 0
             ties += low <= 0 <= high
         ranks[tower] = 1 + better + ties / 2

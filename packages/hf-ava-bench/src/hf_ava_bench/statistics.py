@@ -30,13 +30,7 @@ def draw_means(
     """
     array = np.asarray(values, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    if clusters is None:
-        sums, counts = array, np.ones(len(array))
-    else:
-        names, index = np.unique(np.asarray(clusters), return_inverse=True)
-        sums = np.zeros((len(names), *array.shape[1:]))
-        np.add.at(sums, index, array)
-        counts = np.bincount(index).astype(float)
+    sums, counts = _sum_clusters(array, clusters)
     means = np.empty((samples, *array.shape[1:]))
     step = max(1, LARGEST // sums.size)
     for start in range(0, samples, step):
@@ -45,6 +39,16 @@ def draw_means(
         sizes = counts[chosen].sum(axis=1).reshape(-1, *[1] * (array.ndim - 1))
         part[:] = sums[chosen].sum(axis=1) / sizes
     return means
+
+
+def _sum_clusters(array: Array, clusters: Sequence[str] | None) -> tuple[Array, Array]:
+    """Returns the sum of the items of each cluster, and their number; an item is its own cluster without any."""
+    if clusters is None:
+        return array, np.ones(len(array))
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.zeros((len(names), *array.shape[1:]))
+    np.add.at(sums, index, array)
+    return sums, np.bincount(index).astype(float)
 
 
 def bootstrap_interval(
@@ -72,8 +76,10 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def sign_flip_test(differences: npt.ArrayLike, *, samples: int = 2_000, seed: int = 0) -> float:
-    """Returns the two-sided p value of "the mean paired difference is 0", from random signs.
+def sign_flip_test(
+    differences: npt.ArrayLike, *, samples: int = 2_000, seed: int = 0, clusters: Sequence[str] | None = None
+) -> float:
+    """Returns the two-sided p value of "the mean paired difference is 0", from random signs, one for each cluster.
 
     Example:
 
@@ -84,7 +90,7 @@ def sign_flip_test(differences: npt.ArrayLike, *, samples: int = 2_000, seed: in
 
     ```
     """
-    array = np.asarray(differences, dtype=np.float64)
+    array, _ = _sum_clusters(np.asarray(differences, dtype=np.float64), clusters)
     signs = np.random.default_rng(seed).integers(0, 2, (samples, len(array))) * 2 - 1
     flipped = np.abs((signs * array).mean(axis=1))
     return float((1 + (flipped >= abs(array.mean()) - 1e-12).sum()) / (samples + 1))

@@ -3,12 +3,11 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from datasets.utils import tqdm
@@ -22,6 +21,7 @@ from hf_ava_bench.data import load_ability
 from hf_ava_bench.files import write_text
 from hf_ava_bench.fingerprint import AbilityResult, Fingerprint, anchor, read_result
 from hf_ava_bench.formats import read_json
+from hf_ava_bench.results import score_items
 from hf_ava_bench.runner.encoders import KnownEncoder
 from hf_ava_bench.runner.features import compute_features
 from hf_ava_bench.runner.head import AvaHead, Prompts, choose_options, generate_answers
@@ -30,8 +30,7 @@ from hf_ava_bench.runner.profiles import Profile, find_profile
 from hf_ava_bench.runner.tiny import build_tiny_llm
 from hf_ava_bench.runner.towers import Tower, VisionTower, find_name
 from hf_ava_bench.runner.training import build_head, save_head, train_head
-from hf_ava_bench.scoring import Score, compute_score
-from hf_ava_bench.statistics import bootstrap_interval
+from hf_ava_bench.scoring import Score
 
 CONTROLS = ("blind", "shuffled", "random", "oracle")
 LIBRARIES = ("datasets", "hf-ava-bench", "numpy", "peft", "torch", "transformers")
@@ -162,23 +161,24 @@ def _run_ability(plan: _Run, ability: Ability) -> tuple[AbilityResult, int]:
         )
     tokens = _encode(plan, plan.tower, train, test)
     head, prompts, cost = _train(plan, ability, train, tokens[0], name=ability.id)
-    score = _score(ability, test, _answer(plan, ability, head, prompts, test, tokens[1]))
+    score = score_items(test, _answer(plan, ability, head, prompts, test, tokens[1]))
     columns = ("answer_struct", "answer", "question", "options")
     constant = fit_constant(ability.id, *(list(train[column]) for column in columns))
-    m0, m1 = _score(ability, test, [constant] * len(test)).value, ability.perfect
+    m0, m1 = score_items(test, [constant] * len(test)).value, ability.perfect
     if get_state().is_main_process:
         save_head(head, plan.out / "heads" / ability.id, ability.id)
     controls: dict[str, float] = {}
     if "shuffled" in plan.controls:
         turned = tokens[1].roll(len(test) // 2 or 1, dims=0)
-        wrong = _score(ability, test, _answer(plan, ability, head, prompts, test, turned))
+        wrong = score_items(test, _answer(plan, ability, head, prompts, test, turned))
         controls["shuffled"] = anchor(wrong.value, m0, m1)
     for control in ("blind", "random", "oracle"):
         if control in plan.controls:
             seen = _control_tokens(plan, control, train, test, tokens)
             controls[control] = anchor(_measure_control(plan, ability, control, train, test, seen).value, m0, m1)
     items = {"train": _hash_items(train), "test": _hash_items(test)}
-    return replace(_summarize(score, test, m0, m1, controls, cost), items=items), tokens[0].shape[1]
+    result = AbilityResult.from_score(score, test, m0, controls=controls, cost=cost, items=items)
+    return result, tokens[0].shape[1]
 
 
 def _hash_items(table: Any) -> str:
@@ -206,7 +206,7 @@ def _measure_control(
     """Returns the score of a head trained on a control's tokens; its adapter is not kept."""
     name = f"{ability.id}-{control}"
     head, prompts, _ = _train(plan, ability, train, tokens[0], name=name)
-    score = _score(ability, test, _answer(plan, ability, head, prompts, test, tokens[1]))
+    score = score_items(test, _answer(plan, ability, head, prompts, test, tokens[1]))
     if isinstance(plan.llm, PeftModel):
         plan.llm.set_adapter(ability.id)
         plan.llm.delete_adapter(name)
@@ -247,41 +247,3 @@ def _answer(
         else:
             own = generate_answers(head, prompts, tokens[rows], asked, max_new_tokens=ability.max_new_tokens)
     return list(gather_object(own))
-
-
-def _score(ability: Ability, table: Any, answers: Sequence[str]) -> Score:
-    options = list(table["options"])
-    coords: Any = {"coords": "unit"} if ability.answer == "box" else {}
-    return compute_score(
-        ability.id,
-        answers,
-        list(table["answer"]),
-        questions=list(table["question"]),
-        options=options if all(options) else None,
-        **coords,
-    )
-
-
-def _summarize(
-    score: Score, table: Any, m0: float, m1: float, controls: Mapping[str, float], cost: Mapping[str, float]
-) -> AbilityResult:
-    low, high = bootstrap_interval(np.array(score.values))
-    ends = sorted((anchor(low, m0, m1), anchor(high, m0, m1)))
-    meta = json.loads(table[0]["meta"])
-    return AbilityResult(
-        metric=score.metric,
-        value=score.value,
-        interval=(low, high),
-        n=score.n,
-        coverage=score.coverage,
-        n_unparsable=score.n_unparsable,
-        m0=m0,
-        m1=m1,
-        score=anchor(score.value, m0, m1),
-        score_interval=(ends[0], ends[1]),
-        split_origin=meta.get("split_origin", "source"),
-        synthetic=bool(meta.get("synthetic", False)),
-        controls=dict(controls),
-        cost=dict(cost),
-        values=dict(zip(table["id"], score.values, strict=True)),
-    )
