@@ -30,13 +30,12 @@ from peft_ensemble import AdaptFormerConfig, MemberSpec, PeftEnsemble, Unsupervi
 SEEDS = 3
 KEEP_ONE_OF = 3
 BLOCKS = [3, 4, 5]
-WAYS = {
-    "separate runs": {"halving": None, "prefix_cache_mib": 0},
-    "frozen blocks shared": {"halving": None, "prefix_cache_mib": 256},
-    "halving": {"halving": KEEP_ONE_OF, "prefix_cache_mib": 0},
+SEPARATE = "separate runs"
+WAYS: dict[str, dict[str, Any]] = {
     "halving, frozen blocks shared": {"halving": KEEP_ONE_OF, "prefix_cache_mib": 256},
+    "halving": {"halving": KEEP_ONE_OF, "prefix_cache_mib": 0},
+    "frozen blocks shared": {"halving": None, "prefix_cache_mib": 256},
 }
-BASELINE, OURS = "separate runs", "halving, frozen blocks shared"
 
 
 def build_grid(task: Task, *, quick: bool) -> list[MemberSpec]:
@@ -51,37 +50,34 @@ def build_grid(task: Task, *, quick: bool) -> list[MemberSpec]:
     return MemberSpec.grid([task.backbones[0]], [AdaptFormerConfig(blocks=BLOCKS)], search, seeds=[task.seed])
 
 
-def run_separately(
-    specs: list[MemberSpec], task: Task, args: Any, folder: Path
-) -> tuple[MemberSpec, list[PeftEnsemble]]:
-    """The choice among candidates that know nothing of each other, and one ensemble for each."""
-    pool = task.pool.remove_columns("label")
-    selector, scores, ensembles = UnsupervisedSelector(), [], []
-    for spec in specs:
-        alone = PeftEnsemble([spec], task.label_names, folder / spec.id)
-        ensembles.append(alone.fit(task.labeled, args, unlabeled_val=pool, prefix_cache_mib=0))
-        scores.append(alone.selections[spec.group].scores[0])
-    return specs[selector.select(scores).index], ensembles
-
-
-def run_way(way: str, task: Task, folder: Path, *, quick: bool) -> dict[str, Any]:
-    """Seconds of the process, and test accuracy of what was chosen."""
-    specs = build_grid(task, quick=quick)
+def run_grid(specs: list[MemberSpec], task: Task, options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Seconds of the process until one of the candidates is chosen, its number, its scores and its test accuracy."""
     args = build_args(num_train_epochs=task.member_epochs, per_device_train_batch_size=task.batch_size)
     begin = time.process_time()
-    if way == BASELINE:
-        chosen, ensembles = run_separately(specs, task, args, folder)
-    else:
-        together = PeftEnsemble(specs, task.label_names, folder)
-        together.fit(task.labeled, args, unlabeled_val=task.pool.remove_columns("label"), **WAYS[way])
-        (chosen,) = together.members
-        ensembles = [together]
+    ensemble = PeftEnsemble(specs, task.label_names, folder)
+    ensemble.fit(task.labeled, args, unlabeled_val=task.pool.remove_columns("label"), **options)
+    (chosen,) = ensemble.members
     seconds = time.process_time() - begin
-    labels = labels_of(task.test)
-    accuracies = [share(ensemble.predict(task.test).argmax(-1) == labels) for ensemble in ensembles]
-    number = [spec.id for spec in specs].index(chosen.id)
-    result = {"cpu_s": seconds, "chosen": number, "accuracy": accuracies[number if way == BASELINE else 0]}
-    return result | ({"all": accuracies} if way == BASELINE else {})
+    (selection,) = ensemble.selections.values()
+    return {
+        "cpu_s": seconds,
+        "chosen": [spec.id for spec in specs].index(chosen.id),
+        "scores": selection.scores[selection.index],
+        "accuracy": share(ensemble.predict(task.test).argmax(-1) == labels_of(task.test)),
+    }
+
+
+def run_separately(specs: list[MemberSpec], task: Task, work: Path) -> tuple[dict[str, Any], list[float]]:
+    """Candidates that know nothing of each other: their seconds in all, the choice, and the accuracy of each."""
+    alone = [
+        keep(work / f"{number}.json", functools.partial(run_grid, [spec], task, {"prefix_cache_mib": 0}))
+        for number, spec in enumerate(specs)
+    ]
+    begin = time.process_time()
+    chosen = UnsupervisedSelector().select([row["scores"] for row in alone]).index
+    seconds = time.process_time() - begin + sum(row["cpu_s"] for row in alone)
+    accuracies = [row["accuracy"] for row in alone]
+    return {"cpu_s": seconds, "chosen": chosen, "accuracy": accuracies[chosen]}, accuracies
 
 
 def keep(path: Path, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -104,20 +100,21 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
     datasets.disable_progress_bars()
     logging.getLogger("peft_ensemble").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    sources = [Path(__file__), Path(__file__).with_name("peft_ensemble_creatures.py")]
-    key = hashlib.sha256("".join(path.read_text(encoding="utf-8") for path in sources).encode()).hexdigest()[:8]
-    work = Path(tempfile.gettempdir()) / f"fovea-halving-{key}{'-quick' if quick else ''}"
-    work.mkdir(exist_ok=True)
+    key = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     rows = []
     for seed in range(1 if quick else SEEDS):
+        work = Path(tempfile.gettempdir()) / f"fovea-halving-{key}{'-quick' if quick else ''}" / str(seed)
+        work.mkdir(parents=True, exist_ok=True)
         task = build_creatures(seed, quick=quick)
-        ways = WAYS if seed == 0 else {BASELINE: WAYS[BASELINE], OURS: WAYS[OURS]}  # the parts by themselves once
-        found = {
-            way: keep(work / f"{seed}-{number}.json", functools.partial(run_way, way, task, quick=quick))
-            for number, way in enumerate(ways)
-        }
-        every = found[BASELINE].pop("all")
+        specs = build_grid(task, quick=quick)
+        separate, accuracies = run_separately(specs, task, work)
+        found = {SEPARATE: separate}
+        for number, (way, options) in enumerate(WAYS.items()):
+            if number == 0 or seed == 0:  # the parts by themselves once
+                path = work / f"way-{number}.json"
+                found[way] = keep(path, functools.partial(run_grid, specs, task, options))
         for way, result in found.items():
-            row = {"seed": seed, "way": way, **result, "ratio": found[BASELINE]["cpu_s"] / result["cpu_s"]}
-            rows.append({**row, "best": max(every), "mean": sum(every) / len(every)})
+            row = {"seed": seed, "way": way, **{key: result[key] for key in ("cpu_s", "chosen", "accuracy")}}
+            row["ratio"] = separate["cpu_s"] / result["cpu_s"]
+            rows.append({**row, "best": max(accuracies), "mean": sum(accuracies) / len(accuracies)})
     return rows

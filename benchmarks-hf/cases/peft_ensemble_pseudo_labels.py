@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers.utils import logging as transformers_logging
 
 import hf_diorama
 from harness import Timing
@@ -24,6 +25,8 @@ NUM_CLASSES = 24
 
 def setup(members: int, first_block: int) -> dict[str, Any]:
     torch.set_num_threads(1)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     backbone = str(hf_diorama.model_path("vfm-nano-contrastive"))
     method = AdaptFormerConfig(bottleneck=16, blocks=list(range(first_block, 6)))
     specs = [MemberSpec(backbone=backbone, method=method, seed=seed) for seed in range(members)]
