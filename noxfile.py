@@ -205,6 +205,7 @@ def bench(session: nox.Session) -> None:
     python(session, "benchmarks-hf/run.py", *session.posargs)
     if "--quick" not in session.posargs:
         python(session, "benchmarks-hf/plot.py")
+        python(session, "benchmarks-hf/page.py")
 
 
 @nox.session(venv_backend="none", requires=["dev"], default=False)

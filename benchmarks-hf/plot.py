@@ -55,7 +55,7 @@ def main() -> None:
     args.figures.mkdir(exist_ok=True)
     for path in sorted(args.results.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["plot"]:
+        if result.get("plot"):
             figure = args.figures / f"{path.stem}.png"
             draw(result, figure)
             print(figure)
