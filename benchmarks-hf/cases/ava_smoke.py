@@ -1,6 +1,6 @@
 """Seconds of a smoke fingerprint: two encoders over all 14 abilities with controls, a radar, on rendered items.
 
-The example of the README of hf-ava-bench: `profile="smoke"`, the tiny head, encoders that ship with hf-diorama. The
+The example of the README of hf-ava-bench: `profile="smoke"`, head and encoders that ship with hf-diorama. The
 bar is ten minutes on two cores for both together; here both run on one. Scores say nothing about photos.
 """
 
@@ -27,7 +27,7 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
             start, cpu = time.perf_counter(), time.process_time()
             fingerprint = hf_ava_bench.run_benchmark(
                 hf_diorama.model_path(f"vfm-nano-{name}"),
-                "tiny",
+                hf_diorama.model_path("llm-nano-s"),
                 f"{folder}/{name}",
                 ["scene"] if quick else "all",
                 source="mini",
