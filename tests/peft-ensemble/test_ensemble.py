@@ -140,6 +140,7 @@ def test_merged_member_is_a_plain_model(fitted, tmp_path):
     torch.testing.assert_close(merged(pixel_values=pixels).logits, expected, rtol=1e-4, atol=1e-5)
     merged.save_pretrained(tmp_path)
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert loaded.config.id2label == dict(enumerate(LABEL_NAMES))
     torch.testing.assert_close(loaded(pixel_values=pixels).logits, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(NotImplementedError, match="AdaptFormer cannot be merged"):
         fitted.merge(next(spec for spec in fitted.specs if spec.method_name == "adaptformer"))

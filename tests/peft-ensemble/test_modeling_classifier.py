@@ -69,3 +69,18 @@ def test_a_backbone_stored_in_half_precision_is_trained_in_single(build_model, p
     assert model(pixel_values=pixel_values).logits.dtype == torch.float32
     half = load_classifier(str(tmp_path), num_labels=3, pooling=pooling, dtype=torch.bfloat16)
     assert next(half.parameters()).dtype == torch.bfloat16
+
+
+def test_a_new_head_is_no_news_but_missing_weights_of_the_backbone_are_an_error(build_model, tmp_path, caplog):
+    model = build_model("vit")
+    model.save_pretrained(tmp_path / "whole")
+    load_classifier(str(tmp_path / "whole"), num_labels=3)
+    assert "LOAD REPORT" not in caplog.text
+    assert "num_labels" not in caplog.text
+    state = model.state_dict()
+    del state["vit.layers.1.mlp.fc1.weight"]
+    model.save_pretrained(tmp_path / "part", state_dict=state)
+    with pytest.raises(
+        ValueError, match=r"1 are missing or of another shape, such as vit\.layers\.1\.mlp\.fc1\.weight"
+    ):
+        load_classifier(str(tmp_path / "part"), num_labels=3)

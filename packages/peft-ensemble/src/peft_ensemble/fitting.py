@@ -45,15 +45,20 @@ def describe_training(args: TrainingArguments) -> dict[str, Any]:
 
 def build_member(spec: MemberSpec, label_names: Sequence[str]) -> Any:
     """A fresh member: its backbone with a new adapter and a new head, drawn from its seed alone."""
-    names = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
-    base = load_classifier(spec.backbone, len(label_names), spec.pooling, seed=spec.seed, **names)
+    base = load_base(spec, label_names)
     method = place_method(spec.method, base)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(spec.seed)
+        torch.default_generator.manual_seed(spec.seed)
         model = get_peft_model(base, method)
     if spec.drop_path:
         add_drop_path(model, spec.drop_path, first=count_frozen_blocks(model))
     return model
+
+
+def load_base(spec: MemberSpec, label_names: Sequence[str]) -> Any:
+    """The backbone of a member with a new head, which knows the names of its classes."""
+    names = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+    return load_classifier(spec.backbone, len(label_names), spec.pooling, seed=spec.seed, **names)
 
 
 def place_method(method: PeftConfig, model: Any) -> PeftConfig:
@@ -86,8 +91,7 @@ def place_method(method: PeftConfig, model: Any) -> PeftConfig:
 
 def load_member(spec: MemberSpec, label_names: Sequence[str], folder: Path) -> Any:
     """A trained member, in evaluation mode."""
-    base = load_classifier(spec.backbone, len(label_names), spec.pooling, seed=spec.seed)
-    return PeftModel.from_pretrained(base, str(folder)).eval().to(PartialState().device)
+    return PeftModel.from_pretrained(load_base(spec, label_names), str(folder)).eval().to(PartialState().device)
 
 
 def load_processor(spec: MemberSpec) -> Any:
@@ -147,6 +151,7 @@ def train(
             own.dataloader_num_workers = 0  # the cache is in this process
         trainer = SelfTrainingTrainer(model=model, args=own, train_dataset=dataset, data_collator=collator)
         trainer.remove_callback(PrinterCallback)  # with disable_tqdm it would print a line for each member
+        trainer.remove_callback(PrinterCallback)  # prints its summary of each member, also where nothing is logged
         if until < 1:
             trainer.add_callback(_StopCallback(until))
         if isinstance(collator, PrefixCollator):

@@ -1,5 +1,6 @@
 """Image classifiers of vision foundation models: transformers' own head, or one on the class token."""
 
+import logging
 from typing import Any, Literal
 
 import torch
@@ -111,16 +112,39 @@ def load_classifier(
     config = AutoConfig.from_pretrained(backbone)
     known = type(config) in AutoModelForImageClassification._model_mapping
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if known:
-            model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
-                backbone, num_labels=num_labels, ignore_mismatched_sizes=True, **kwargs
-            )
+            names = [f"LABEL_{index}" for index in range(num_labels)]
+            numbered = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+            options = {**numbered, "ignore_mismatched_sizes": True, **kwargs}
+            model: PreTrainedModel = _load(AutoModelForImageClassification, backbone, **options)
             _renew(model.classifier)
             if pooling == "native":
                 return model
             return ClassTokenClassifier(_headless(model), num_labels)
-        return ClassTokenClassifier(AutoModel.from_pretrained(backbone, **kwargs), num_labels)
+        return ClassTokenClassifier(_load(AutoModel, backbone, **kwargs), num_labels)
+
+
+def _load(auto_class: Any, backbone: str, **kwargs: Any) -> Any:
+    """A pre-trained model, without transformers' report that its head is new, which is meant; other gaps are reported.
+
+    Raises:
+        ValueError: the checkpoint lacks weights of the backbone, which would be random.
+    """
+    report = logging.getLogger("transformers.modeling_utils")
+    level = report.level
+    report.setLevel(logging.ERROR)
+    try:
+        model, info = auto_class.from_pretrained(backbone, output_loading_info=True, **kwargs)
+    finally:
+        report.setLevel(level)
+    names = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
+    if gaps := sorted(name for name in names if name.split(".")[0] != "classifier" and "pooler" not in name):
+        raise ValueError(
+            f"expected the weights of a whole {type(model).__name__} in {backbone}, but {len(gaps)} are missing or of "
+            f"another shape, such as {gaps[0]}; they would be random"
+        )
+    return model
 
 
 def _renew(head: Any) -> None:
