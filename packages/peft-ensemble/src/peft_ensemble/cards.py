@@ -1,10 +1,12 @@
-"""Model cards of members and students."""
+"""Model cards of members, students and ensembles."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from datasets import Dataset
 
 from .members import MemberSpec
+from .selection import Selection
 
 CARD = """---
 library_name: peft
@@ -29,6 +31,26 @@ model = PeftModel.from_pretrained(base, "this folder")
 """
 
 
+IMPORT = """
+## How to load it
+
+```python
+import peft_ensemble  # makes the method known to peft, and comes first
+from peft import PeftModel
+
+model = PeftModel.from_pretrained(base_model, "this folder")
+```
+"""
+
+
+def add_import(folder: Path) -> None:
+    """Say in the card that `save_pretrained` of peft wrote what a reader must import, unless it says so."""
+    card = next((path for path in (folder / "README.md", folder.parent / "README.md") if path.exists()), None)
+    text = card.read_text(encoding="utf-8") if card is not None else ""
+    if card is not None and "library_name: peft" in text and "import peft_ensemble" not in text:
+        card.write_text(f"{text.rstrip()}\n{IMPORT}", encoding="utf-8")
+
+
 def member_card(spec: MemberSpec, label_names: Sequence[str], num_labeled: int) -> str:
     """The card of a member."""
     about = (
@@ -39,13 +61,57 @@ def member_card(spec: MemberSpec, label_names: Sequence[str], num_labeled: int) 
 
 def student_card(spec: MemberSpec, members: Sequence[MemberSpec], label_names: Sequence[str], pool: Dataset) -> str:
     """The card of a student: its teachers and what it was taught."""
-    certain = sum(max(target) >= 0.999 for target in pool["soft_labels"]) / len(pool)
+    largest = [max(target) for target in pool["soft_labels"]]
+    certain, mean = sum(value >= 0.999 for value in largest) / len(pool), sum(largest) / len(pool)
     teachers = ", ".join(member.id for member in members)
     about = (
         f"A student of {len(members)} members ({teachers}), trained on {len(pool)} images with their pseudo-labels "
-        f"(seed {spec.seed}, {_training(spec)}). {certain:.0%} of the targets are unanimous or true labels."
+        f"(seed {spec.seed}, {_training(spec)}). {certain:.0%} of the targets are unanimous or true labels; the "
+        f"largest probability of a target is {mean:.2f} in the mean."
     )
     return _card(spec, label_names, about)
+
+
+def ensemble_card(
+    members: Sequence[MemberSpec],
+    candidates: Mapping[str, Sequence[MemberSpec]],
+    selections: Mapping[str, Selection],
+    label_names: Sequence[str],
+    num_labeled: int,
+) -> str:
+    """The card of an ensemble: its members, and the scores of the candidates that they were selected from."""
+    lines = [
+        "---",
+        "library_name: peft",
+        "pipeline_tag: image-classification",
+        "tags: [peft-ensemble]",
+        "---",
+        "",
+        f"# An ensemble of {len(members)} adapters",
+        "",
+        f"Trained on {num_labeled} labelled images by `PeftEnsemble`. Classes: {', '.join(label_names)}.",
+        "",
+        "| member | method | backbone | seed | training |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| [{spec.id}](members/{spec.id}) | {spec.method_name} | {spec.backbone} | {spec.seed} | {_training(spec)} |"
+        for spec in members
+    ]
+    for group, selection in selections.items():
+        names = list(selection.scores[0])
+        lines += [
+            "",
+            f"## Selection without labels: {group}",
+            "",
+            f"| candidate | {' | '.join(names)} | combined rank |",
+        ]
+        lines += ["|---" * (len(names) + 2) + "|"]
+        for index, (spec, scores) in enumerate(zip(candidates[group], selection.scores, strict=True)):
+            combined = f"{selection.combined[index]:.4g}" if index in selection.combined else "left out"
+            shown = " | ".join(f"{scores[name]:.4g}" for name in names)
+            lines.append(f"| {spec.id}{' (selected)' if index == selection.index else ''} | {shown} | {combined} |")
+    return "\n".join(lines) + "\n"
 
 
 def _training(spec: MemberSpec) -> str:

@@ -24,7 +24,7 @@ from .prefix import FeatureCache
 from .record import Record, describe_halving
 from .search import Search, check_halving, member_folder
 from .selection import Selection, UnsupervisedSelector, vote
-from .storage import is_saved, read_tensors, write_parquet, write_tensors
+from .storage import is_saved, read_tensors, write_parquet, write_tensors, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +145,8 @@ class PeftEnsemble:
                 bar.update(len(candidates))
         if compared is not None:
             self._select(groups, compared, search)
+        card = cards.ensemble_card(self.members, groups, self.selections, self.label_names, len(labeled))
+        write_text(self.output_dir / "README.md", card)
         return self
 
     def _select(self, groups: dict[str, list[MemberSpec]], dataset: Dataset, search: Search) -> None:
