@@ -23,7 +23,7 @@ from hf_ava_bench import (
 from hf_ava_bench.cli import main
 from hf_ava_bench.constants import fit_constant
 from hf_ava_bench.fingerprint import anchor
-from hf_ava_bench.plots import _spread
+from hf_ava_bench.plots import _name_bin, _spread
 from hf_ava_bench.statistics import (
     bootstrap_interval,
     draw_means,
@@ -321,6 +321,13 @@ def test_towers_that_the_items_do_not_tell_apart_share_a_rank():
 def test_labels_of_equal_ranks_do_not_overlap():
     places = _spread({"a": 1.0, "b": 1.0, "c": 1.1, "d": 3.0}, 0.2)
     assert places == pytest.approx({"a": 1.0, "b": 1.2, "c": 1.4, "d": 3.0})
+
+
+def test_bins_are_named_by_what_they_hold():
+    names = [_name_bin(name, "number") for name in ("0_5", "5_10", "20_")]
+    assert names == ["up to 5", "over 5 to 10", "over 20"]
+    assert [_name_bin(name, "text") for name in ("1_5", "21_")] == ["1 to 5", "21 and more"]
+    assert _name_bin("hot dog", "class") == "hot dog"
 
 
 def test_pictures_are_drawn(tmp_path):

@@ -163,15 +163,16 @@ def plot_bins(scores: Mapping[str, Score], path: str | Path) -> Path:
     for i, (model, score) in enumerate(scores.items()):
         heights = [score.bins.get(name, {}).get(score.metric, np.nan) for name in bins]
         axes.bar(np.arange(len(bins)) + (i - (len(scores) - 1) / 2) * width, heights, width, label=model)
+    answer = ABILITIES[first.ability].answer
     counts = [max(score.bins.get(name, {"n": 0})["n"] for score in scores.values()) for name in bins]
     axes.set_xticks(
-        range(len(bins)), [f"{_name_bin(name)}\nn = {n}" for name, n in zip(bins, counts, strict=True)], fontsize=8
+        range(len(bins)),
+        [f"{_name_bin(name, answer)}\nn = {n}" for name, n in zip(bins, counts, strict=True)],
+        fontsize=8,
     )
     better = "higher" if first.higher_is_better else "lower"
     axes.set_ylabel(f"{first.metric} ({better} is better)")
-    axes.set_xlabel(
-        "class" if ABILITIES[first.ability].answer == "class" else f"{_OF_BINS[first.ability]} of the truth"
-    )
+    axes.set_xlabel("class" if answer == "class" else f"{_OF_BINS[first.ability]} of the truth")
     axes.set_title(first.ability.replace("_", " "), fontsize=9)
     if len(scores) > 1:
         axes.legend(fontsize=8)
@@ -182,9 +183,11 @@ def plot_bins(scores: Mapping[str, Score], path: str | Path) -> Path:
 _OF_BINS = {"abs_depth": "meters", "counting": "number", "localization": "share of the image", "ocr": "characters"}
 
 
-def _name_bin(name: str) -> str:
-    """`"5_10"` as "5-10" and `"20_"` as "20 and more"; classes as they are."""
+def _name_bin(name: str, answer: str) -> str:
+    """A bin in words; classes as they are. Bins of numbers hold their upper ends, others their lower ones."""
     low, _, high = name.partition("_")
     if not low.replace(".", "", 1).isdigit():
         return name
+    if answer == "number":
+        return (f"over {low} to {high}" if high else f"over {low}") if low != "0" else f"up to {high}"
     return f"{low} to {high}" if high else f"{low} and more"
