@@ -2,7 +2,7 @@
 
 Ours is `build_dataset` from a folder laid out as on the Hub: read, convert, hash, decode, check, write Parquet. The
 peer does what the released builder does: it decodes each image and saves it as JPEG anew at the default quality, which
-changes colors, and checks nothing.
+changes colours, and checks nothing.
 """
 
 import hashlib

@@ -3,7 +3,7 @@
     python packages/hf-ava-bench/examples/demo.py --out demo/hf-ava-bench
 
 Probe heads stand in for language models, so that it takes seconds: two transformers, of which one has learnt nothing,
-and two encoders made by hand, of which one knows edges and no color and the other colors and no edges. Writes
+and two encoders made by hand, of which one knows edges and no colour and the other colours and no edges. Writes
 `section.html` and `result.json`.
 """
 

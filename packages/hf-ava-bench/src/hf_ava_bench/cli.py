@@ -69,7 +69,7 @@ def _add_score(commands: Any) -> None:
     score.add_argument("--coords", default="auto", choices=("auto", "unit", "permille", "pixel"))
     score.add_argument("--parity", choices=("ava-2026",), help="what the released evaluator computes, with its faults")
     score.add_argument("--values", action="store_true", help="write the metric of each item too")
-    score.add_argument("--out", help="result file; printed if not given")
+    score.add_argument("--out", help="result file, JSON; a line for each ability is printed anyway")
     score.set_defaults(run=_score)
 
 
@@ -89,7 +89,7 @@ def _add_data(commands: Any) -> None:
     leaks.add_argument("--max-distance", type=int, default=4, help="most of 64 bits that differ")
     leaks.set_defaults(run=_leaks)
 
-    audit = commands.add_parser("audit", help="how far answers get that look at the question or the mean color only")
+    audit = commands.add_parser("audit", help="how far answers get that look at the question or the mean colour only")
     _add_source(audit)
     audit.add_argument("--max-samples", type=int, help="most items of each split")
     audit.set_defaults(run=_audit)

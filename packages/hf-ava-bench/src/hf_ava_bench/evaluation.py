@@ -28,7 +28,8 @@ Args:
     references (list of str): the true answers as text.
     unparsable (str, defaults to "worst"): "worst" charges answers that cannot be read, "skip" leaves them out, "raise"
         raises.
-    questions, options, image_sizes, coords, boundary, prefer, clip_rel, parity: see `hf_ava_bench.compute_score`.
+    questions, options, image_sizes, sources, coords, boundary, prefer, clip_rel, parity: see
+        `hf_ava_bench.compute_score`.
 Returns:
     the headline metric under its name, n, n_missing, n_unparsable, n_repaired, n_out_of_range, coverage, policy,
     charged, figures and bins.

@@ -183,7 +183,7 @@ _HEX = re.compile(r"#([0-9a-f]{6}|[0-9a-f]{3})\b")
 _TWO_WORDS = re.compile("^(light|dark|medium|pale|deep|hot)(?=.)")
 _CSS = [_TWO_WORDS.sub(r"\1 ?", name) for name in sorted(ImageColor.colormap, key=len, reverse=True)]
 _COLOR_NAMES = re.compile(rf"\b(?:{'|'.join(_CSS)})\b")
-# Boxes are drawn into the images, and answers speak of them: they are not the color asked about.
+# Boxes are drawn into the images, and answers speak of them: they are not the colour asked about.
 _DRAWN = re.compile(r"\b(?:red|blue)(?: bounding)? (?:box|rectangle|frame)\b")
 
 

@@ -1,4 +1,4 @@
-"""How far answers get that see nothing of what is asked: from the question alone, or from the mean color."""
+"""How far answers get that see nothing of what is asked: from the question alone, or from the mean colour."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
