@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from peft_ensemble.diversity import agreement_matrix, confident_overlap, measure_diversity, pair_measures
+from peft_ensemble.diversity import (
+    agreement_matrix,
+    confident_overlap,
+    js_divergence,
+    measure_diversity,
+    pair_measures,
+)
 
 
 def test_measures_of_a_pair_by_hand():
@@ -41,7 +47,8 @@ def test_confident_overlap_counts_right_ones_only():
     logits = torch.tensor([[[9.0, 0], [5, 0], [1, 0], [1, 0]], [[1.0, 0], [9, 0], [5, 0], [1, 0]]])
     overlap = confident_overlap(logits, torch.tensor([0, 0, 1, 0]), fraction=0.5)
     # Confident: images 0, 1 and images 1, 2; image 2 is wrong.
-    assert overlap == {"jaccard": 0.5, "single_coverage": 0.375, "union_coverage": 0.5}
+    expected = {"jaccard": 0.5, "single_coverage": 0.375, "union_coverage": 0.5}
+    assert {key: overlap[key] for key in expected} == expected
     with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\]"):
         confident_overlap(logits, torch.zeros(4, dtype=torch.long), fraction=0)
 
@@ -61,3 +68,38 @@ def test_report_shows_the_gain_of_members_that_err_apart():
     assert "mean agreement" in str(report)
     assert report.to_dict()["names"] == ["a", "b", "c"]
     assert measure_diversity(logits, labels, ["a", "b", "c"]).gain == report.gain
+
+
+def test_unsure_overlap_counts_wrong_ones_only():
+    logits = torch.tensor([[[9.0, 0], [5, 0], [1, 0], [2, 0]], [[9.0, 0], [1, 0], [2, 0], [5, 0]]])
+    # Least confident: images 2, 3 and images 1, 2; wrong among them: 2 and 1, 2.
+    overlap = confident_overlap(logits, torch.tensor([0, 1, 1, 0]), fraction=0.5)
+    assert overlap["unsure_jaccard"] == 0.5
+
+
+def test_js_divergence_by_hand():
+    first, second = torch.tensor([[0.5, 0.5]]), torch.tensor([[1.0, 0.0]])
+    entropy = lambda p: -sum(x * math.log(x) for x in p if x)  # noqa: E731
+    expected = entropy([0.75, 0.25]) - (entropy([0.5, 0.5]) + 0) / 2
+    assert js_divergence(torch.stack([first, second])) == pytest.approx(expected)
+    assert js_divergence(torch.stack([first, second, first])) == pytest.approx(2 / 3 * expected)
+
+
+def test_control_of_seeds_and_fitted_combinations_are_in_the_report():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (300,), generator=generator)
+    signal = 2 * torch.nn.functional.one_hot(labels, 4)
+    apart = signal + 1.5 * torch.randn(3, 300, 4, generator=generator)
+    alike = (
+        signal + 1.5 * torch.randn(1, 300, 4, generator=generator) + 0.2 * torch.randn(3, 300, 4, generator=generator)
+    )
+    held_out = (apart[:, :100], labels[:100])
+    report = measure_diversity(apart, labels, list("abc"), control=alike, held_out=held_out)
+    value, low, high = report.gain["mean_probs"]["control"]
+    assert 0 < low < value < high
+    assert value == pytest.approx(report.ensembles["mean_probs"] - report.control["mean_probs"])
+    assert report.control["agreement"] > report.pairs["agreement"]
+    assert {"calibrated_probs", "weighted_probs", "greedy"} < set(report.ensembles)
+    assert "over the control" in str(report)
+    assert "control agreement" in str(report)
+    assert measure_diversity(apart, labels, list("abc")).control == {}

@@ -36,8 +36,10 @@ def test_members_beat_chance_and_one_of_each_group_is_selected(fitted):
     assert len(fitted.members) == 4
     assert len({spec.group for spec in fitted.members}) == 4
     assert accuracy(fitted.predict(test), test) > 0.6
-    report = fitted.diversity(test)
+    report = fitted.diversity(test, control=fitted, held_out=draw_images(30, seed=1))
     assert report.names == [spec.id for spec in fitted.members]
+    assert report.gain["mean_probs"]["control"] == (0, 0, 0)
+    assert "greedy" in report.ensembles
 
 
 def test_members_are_ordinary_adapters(fitted):

@@ -134,13 +134,13 @@ def test_members_trained_with_and_without_the_cache_are_equal(backbones, tmp_pat
     from safetensors.torch import load_file
 
     spec = MemberSpec(backbone=backbones[1], method=AdaptFormerConfig(bottleneck=4, blocks=[1]), drop_path=0.3)
-    labeled, args = with_ids(draw_images(12, seed=0)), arguments(num_train_epochs=2, **options)
+    labeled, args = with_ids(draw_images(6, seed=0)), arguments(num_train_epochs=2, **options)
     tensors = []
     for cache in (None, FeatureCache(2**20)):
         folder = tmp_path / str(cache is None)
         train(spec, LABEL_NAMES, labeled, args, folder, views, "", cache=cache)
         tensors.append(load_file(folder / "adapter_model.safetensors"))
-    assert len(cache) >= 12
+    assert len(cache) >= 6
     assert tensors[0].keys() == tensors[1].keys()
     for name, value in tensors[0].items():
         torch.testing.assert_close(tensors[1][name], value, rtol=2e-2 if options.get("bf16") else 1e-4, atol=1e-5)

@@ -269,11 +269,28 @@ class PeftEnsemble:
         (answer,) = predict([student], fitting.load_processor(spec), with_ids(dataset))
         return answer["logits"].softmax(dim=-1)
 
-    def diversity(self, dataset: Dataset) -> DiversityReport:
-        """How alike the selected members are, and what combining them gains, on labelled images."""
+    def diversity(
+        self, dataset: Dataset, control: "PeftEnsemble | None" = None, held_out: Dataset | None = None
+    ) -> DiversityReport:
+        """How alike the selected members are, and what combining them gains, on labelled images.
+
+        Args:
+            dataset: labelled images.
+            control: an ensemble of one method from several seeds, as many as members: seeds disagree and gain too.
+            held_out: other labelled images, to fit temperatures, weights and a greedy selection on.
+        """
         labels = read_labels(dataset, len(self.label_names))
         members, logits = self.member_logits(dataset)
-        return measure_diversity(logits, labels, [spec.id for spec in members])
+        fitted = None
+        if held_out is not None:
+            also, known = self.member_logits(held_out)
+            both = [spec for spec in members if spec in also]
+            logits = torch.stack([logits[members.index(spec)] for spec in both])
+            known = torch.stack([known[also.index(spec)] for spec in both])
+            members, fitted = both, (known, read_labels(held_out, len(self.label_names)))
+        others = None if control is None else control.member_logits(dataset)[1]
+        names = [spec.id for spec in members]
+        return measure_diversity(logits, labels, names, control=others, held_out=fitted)
 
     def load(self, member: MemberSpec) -> Any:
         """A trained member, a `PeftModel` in evaluation mode."""
