@@ -34,7 +34,6 @@ SEPARATE = "separate runs"
 WAYS: dict[str, dict[str, Any]] = {
     "halving, frozen blocks shared": {"halving": KEEP_ONE_OF, "prefix_cache_mib": 256},
     "halving": {"halving": KEEP_ONE_OF, "prefix_cache_mib": 0},
-    "frozen blocks shared": {"halving": None, "prefix_cache_mib": 256},
 }
 
 
@@ -110,7 +109,7 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
         separate, accuracies = run_separately(specs, task, work)
         found = {SEPARATE: separate}
         for number, (way, options) in enumerate(WAYS.items()):
-            if number == 0 or seed == 0:  # the parts by themselves once
+            if number == 0 or seed == 0:  # halving by itself once
                 path = work / f"way-{number}.json"
                 found[way] = keep(path, functools.partial(run_grid, specs, task, options))
         for way, result in found.items():
