@@ -302,6 +302,21 @@ def test_answers_that_cannot_be_read_are_bad_rows_too(tmp_path):
     assert [bad["id"] for part in parts for bad in part["bad_rows"]] == ["1"]
 
 
+def test_ids_that_come_twice_are_an_error_and_a_bad_row(tmp_path):
+    source = write_counting(tmp_path / "hub", ["3", "5", "7", "9", "11"])
+    path = tmp_path / "hub" / "train" / "Counting" / "train-0.parquet"
+    table = datasets.Dataset.from_parquet(str(path)).map(
+        lambda row: {"id": "same" if row["id"] in "12" else row["id"]}
+    )
+    table.to_parquet(path)
+    with pytest.raises(ValueError, match="1 ids of 'counting' come more than once, the first is 'same'"):
+        load_ability("counting", source)
+    with pytest.raises(ValueError, match="its id comes more than once"):
+        build_dataset(tmp_path / "a", source, ["counting"], splits=["train"], holdout=0.01)
+    built = build_dataset(tmp_path / "b", source, ["counting"], splits=["train"], holdout=0.01, skip_bad_rows=True)
+    assert list(load_ability("counting", f"path:{built}", "train")["id"]) == ["0", "same", "3", "4"]
+
+
 def test_some_of_many_items_are_drawn_from_all_over_the_file(tmp_path):
     source = write_counting(tmp_path / "hub", [str(1 + i // 20) for i in range(100)])  # sorted by answer
     rows = load_ability("counting", source, "train", n=20)

@@ -35,8 +35,8 @@ def build_dataset(
     """Writes a data set of items that `datasets.load_dataset(out, "Counting")` reads, here or from the Hub.
 
     Every row is checked: its image decodes, its answer can be read and lies in the frame or in the closed set, and no
-    image comes with the same question twice. A part that is there already is kept, so that an interrupted build goes
-    on where it stopped. The bytes of the images stay as they are.
+    id comes twice, nor an image with the same question. A part that is there already is kept, so that an interrupted
+    build goes on where it stopped. The bytes of the images stay as they are.
 
     Args:
         out (`str` or `Path`): the folder.
@@ -129,13 +129,16 @@ def _write_part(table: Any, ability: Ability, path: Path, skip_bad_rows: bool) -
 
 
 def check_item(row: Any, ability: Ability, seen: set[tuple[str, str]]) -> str | None:
-    """Returns what is wrong with an item, or None; `seen` collects images with their questions."""
+    """Returns what is wrong with an item, or None; `seen` collects ids, and images with their questions."""
     if problem := json.loads(row["meta"]).get("problem"):
         return f"it cannot be read: {problem}"
     pair = (hash_image(row["image"]), row["question"])
     if pair in seen:
         return "its image comes with the same question twice"
     seen.add(pair)
+    if ("id", row["id"]) in seen:
+        return "its id comes more than once"
+    seen.add(("id", row["id"]))
     try:
         with Image.open(io.BytesIO(read_image(row["image"]))) as image:
             image.load()

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,8 @@ def load_ability(
         image_size (`int`, defaults to 96): size of rendered images in pixels.
         photos (sequence of images, *optional*): backgrounds of rendered items.
         strict (`bool`, defaults to `True`):
-            Whether an answer that cannot be read is an error; else such a row stays, with an empty `answer_struct` and
-            the `problem` in its `meta`, for whoever checks the rows.
+            Whether an answer that cannot be read, or an id that comes twice, is an error; else such rows stay, with an
+            empty `answer_struct` and the `problem` in their `meta`, for whoever checks the rows.
 
     Returns:
         `datasets.Dataset`, or `datasets.IterableDataset` if `streaming`.
@@ -96,11 +97,22 @@ def load_ability(
         if held_out:
             raise ValueError(f"{source!r} has no test split, and a hold-out needs all rows: leave out `streaming`.")
         return table if n is None else table.take(n)
+    if strict:
+        _check_ids(table["id"], known)
     if held_out:
         table = _hold_out(table, known, split, holdout, seed)
     if n is None or n >= len(table):
         return table
     return table.select(np.sort(np.random.default_rng(seed).choice(len(table), n, replace=False)))
+
+
+def _check_ids(ids: Iterable[str], ability: Ability) -> None:
+    twice = [name for name, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} ids of {ability.id!r} come more than once, the first is {twice[0]!r}; "
+            "build_dataset(..., skip_bad_rows=True) keeps the first of each."
+        )
 
 
 def _read(ability: Ability, folder: Path | None, split: str, streaming: bool) -> tuple[Any, bool]:
