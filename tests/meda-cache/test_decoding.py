@@ -39,34 +39,37 @@ def count_looks(family: Family, inputs: dict[str, Tensor], cache: Any, tokens: i
     return looks.count
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-@pytest.mark.parametrize("counts", [(2,), (1, 3)], ids=["alone", "padded"])
-@pytest.mark.parametrize("options", [{}, {"preset": "meda"}, {"recompress": "each_prefill"}], ids=str)
+def count_looks_a_token(family: Family, inputs: dict[str, Tensor], build: Any, **options: Any) -> float:
+    few, many = (count_looks(family, inputs, build(), tokens, **options) for tokens in (2, 4))
+    return (many - few) / 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "implementation", "num_beams"),
+    [
+        ((2,), {}, "sdpa", 1),
+        ((1, 3), {}, "sdpa", 1),
+        ((1, 3), {}, "eager", 1),
+        ((1, 3), {"preset": "meda"}, "sdpa", 1),
+        ((1, 3), {"recompress": "each_prefill"}, "sdpa", 1),
+        ((1, 3), {}, "sdpa", 2),
+    ],
+    ids=["alone", "padded", "eager", "meda", "recompress", "beams"],
+)
 def test_a_token_costs_no_more_looks_than_with_a_dynamic_cache(
-    llava: Family, counts: tuple[int, ...], options: dict[str, Any], implementation: str
+    llava: Family, counts: tuple[int, ...], options: dict[str, Any], implementation: str, num_beams: int
 ) -> None:
     """transformers looks at the mask and at the end of the sequences once a token; the cache adds nothing to that."""
     inputs = llava.prompts(*counts)
     llava.model.set_attn_implementation(implementation)
-    found = []
-    for build in (
-        lambda: DynamicCache(config=llava.model.config),
-        lambda: MedaCache.from_model(llava.model, keep_ratio=0.3, **options),
-    ):
-        few, many = (count_looks(llava, inputs, build(), tokens) for tokens in (3, 8))
-        found.append((many - few) / 5)
-    assert found[1] == found[0]
-
-
-def test_beams_cost_no_more_looks_than_with_a_dynamic_cache(llava: Family) -> None:
-    inputs, found = llava.prompts(1, 3), []
-    for build in (
-        lambda: DynamicCache(config=llava.model.config),
-        lambda: MedaCache.from_model(llava.model, keep_ratio=0.3),
-    ):
-        few, many = (count_looks(llava, inputs, build(), tokens, num_beams=3) for tokens in (3, 8))
-        found.append((many - few) / 5)
-    assert found[1] == found[0]
+    dynamic, ours = (
+        count_looks_a_token(llava, inputs, build, num_beams=num_beams)
+        for build in (
+            lambda: DynamicCache(config=llava.model.config),
+            lambda: MedaCache.from_model(llava.model, keep_ratio=0.3, **options),
+        )
+    )
+    assert ours == dynamic
 
 
 @torch.no_grad()
