@@ -9,6 +9,7 @@ installed once. `lint`, `alone`, `minimums`, `docs` and `build` have their own.
 """
 
 import os
+import platform
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +32,17 @@ PROJECTS: dict[str, dict[str, Any]] = {
 TEST_TOOLS = ["hypothesis>=6.100", "peft>=0.18", "pytest>=9.0", "pytest-cov>=5", "pytest-xdist>=3.5"]
 DEV_TOOLS = [*TEST_TOOLS, "matplotlib", "mypy", "nox"]
 DEV = ROOT / ".nox" / "dev" / ("Scripts" if os.name == "nt" else "bin")
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+# What a clean environment is asked about a wheel or sdist by its file name: version, license, and whether it compiles.
+FIND_INSTALLED = """
+import compileall, importlib.metadata, sys
+name, version = sys.argv[1].removesuffix(".tar.gz").split("-")[:2]
+found = importlib.metadata.distribution(name)
+files = {str(file): file.locate() for file in found.files}
+assert found.version == version, f"expected version {version}, found {found.version}"
+assert f"{name}/py.typed" in files and any(file.endswith("licenses/LICENSE") for file in files), sorted(files)
+assert compileall.compile_dir(files[f"{name}/__init__.py"].parent, quiet=1), f"{name} does not compile"
+"""
 # One thread in each process: small tensors gain nothing from more, and processes do not fight for cores.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
@@ -118,7 +130,8 @@ def kernels(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the tests that the default run leaves out because they take long: processes that are killed, trainings."""
     dists, options = split_posargs(session)
-    python(session, "-m", "pytest", "-m", "slow", *(f"tests/{dist}" for dist in dists), *options)
+    paths = ["tests"] if dists == list(PROJECTS) else [f"tests/{dist}" for dist in dists]
+    python(session, "-m", "pytest", "-m", "slow", *paths, *options)
 
 
 @nox.session(venv_backend="none", requires=["dev"], default=False)
@@ -181,6 +194,17 @@ def alone(session: nox.Session) -> None:
     )
 
 
+def make_environment(session: nox.Session, version: str) -> str | None:
+    """A clean environment with this version of Python: its interpreter, or None where there is no such Python."""
+    folder = Path(session.create_tmp()) / f"python{version}"
+    shutil.rmtree(folder, ignore_errors=True)
+    managed = sorted(Path(os.environ.get("PYENV_ROOT", "-"), "versions").glob(f"{version}.*/bin/python"))
+    wanted = str(managed[-1]) if managed else version
+    session.run("virtualenv", "--quiet", "--python", wanted, str(folder), success_codes=[0, 1])
+    interpreter = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    return str(interpreter) if interpreter.exists() else None
+
+
 @nox.session(venv_backend="none", requires=["dev"], default=False)
 def demo(session: nox.Session) -> None:
     """Let every package do its work once and write demo/index.html. `nox -s demo -- meda-cache --data-dir DIR`."""
@@ -220,3 +244,43 @@ def docs(session: nox.Session) -> None:
     session.install("mkdocs-material", "mkdocstrings[python]", "ruff", *CONSTRAINTS)  # ruff formats signatures
     session.run("mkdocs", "build", "--strict", "--config-file", "docs/mkdocs.yml", env={"NO_MKDOCS_2_WARNING": "1"})
     session.log("see site/index.html")
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """Make wheel and sdist of every package in dist/ and check them. `nox -s build -- meda-cache` does one.
+
+    Wheels are built from the sdists, and both are checked by twine and for what they hold. On each Python from 3.10 to
+    3.13 of this machine every wheel, and every sdist, is installed alone in a clean environment **without its
+    requirements**, found by its name and version, and compiled. On the Python of the session every wheel is installed
+    in a clean environment **with its requirements** and imported: torch for each package and each Python would take
+    hours. `nox -s alone -- meda-cache` runs the README from the wheel as well, `nox -s minimums` the tests on 3.10.
+    """
+    dists, rest = split_posargs(session)
+    if rest:
+        session.error(f"expected packages after `--`, got {' '.join(rest)!r}")
+    session.install("build", "twine", "virtualenv", *CONSTRAINTS)
+    shutil.rmtree(ROOT / "dist", ignore_errors=True)
+    for dist in dists:
+        session.run("python", "-m", "build", "--outdir", "dist", f"packages/{dist}", silent=True)
+    files = sorted(map(str, (ROOT / "dist").iterdir()))
+    session.run("twine", "check", "--strict", *files)
+    session.run("python", "-m", "support.distributions", "dist", *dists, env={"PYTHONPATH": "tests"})
+    for version in PYTHONS:
+        if clean := make_environment(session, version):
+            pip_install = (clean, "-m", "pip", "--quiet", "--disable-pip-version-check", "install")
+            session.run(*pip_install, "hatchling", *CONSTRAINTS, external=True)  # what an sdist is built with
+            for file in files:
+                alone = ("--no-deps", "--no-build-isolation", "--force-reinstall")
+                session.run(*pip_install, *alone, file, external=True)
+                session.run(clean, "-c", FIND_INSTALLED, Path(file).name, external=True, log=False)
+        else:
+            session.warn(f"Python {version} is not on this machine: nothing was installed there")
+    for dist in dists:
+        clean = make_environment(session, ".".join(platform.python_version_tuple()[:2]))
+        if clean is None:
+            session.error("expected virtualenv to find the Python that runs nox")
+        (wheel,) = (ROOT / "dist").glob(f"{dist.replace('-', '_')}-*.whl")
+        session.run(clean, "-m", "pip", "--quiet", "install", str(wheel), *CONSTRAINTS, external=True)
+        session.run(clean, "-m", "pip", "check", external=True)
+        session.run(clean, "-c", f"import {dist.replace('-', '_')} as it; print(it.__version__)", external=True)

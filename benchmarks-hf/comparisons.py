@@ -165,7 +165,7 @@ SIDES = (
     Side(
         dist="peft-ensemble",
         comparisons=(),
-        not_run="Semi-supervised packages (`TorchSSL`, `USB`) were not run; their methods are restated in `SSLTrainer`.",
+        not_run="Semi-supervised packages (`TorchSSL`, `USB`) were not run; the methods are restated in `SSLTrainer`.",
     ),
     Side(
         dist="prompt-cam",
