@@ -1,4 +1,4 @@
-"""Trains `llm-nano-s` and `llm-nano-m`, character-level Llamas that know how questions and answers are written.
+"""Trains `llm-nano-s` and `llm-nano-m`, character-level Llamas that know how questions are answered.
 
     OMP_NUM_THREADS=1 python packages/hf-diorama/training/train_llm_nano.py s
     OMP_NUM_THREADS=1 python packages/hf-diorama/training/train_llm_nano.py m
@@ -23,7 +23,7 @@ from provenance import read_commit, wilson
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    DataCollatorForLanguageModeling,
+    DataCollatorForSeq2Seq,
     LlamaConfig,
     LlamaForCausalLM,
     Trainer,
@@ -41,7 +41,7 @@ SIZES = {
     "s": {"hidden_size": 80, "num_hidden_layers": 3, "intermediate_size": 224, "num_attention_heads": 4},
     "m": {"hidden_size": 160, "num_hidden_layers": 4, "intermediate_size": 560, "num_attention_heads": 4},
 }
-STEPS = {"s": 3_000, "m": 1_500}
+STEPS = {"s": 4_000, "m": 1_500}
 BATCH = 16
 
 
@@ -65,9 +65,15 @@ def build_turns(split: str, n: int, seed: int) -> list[tuple[str, str, str]]:
 
 
 def encode(tokenizer: Any, turns: Sequence[tuple[str, str, str]]) -> list[dict[str, Any]]:
-    """Returns every turn twice, without and with facts, and its length, to batch turns of like length."""
-    texts = [f"{prompt} {answer}{tokenizer.eos_token}" for *prompts, answer in turns for prompt in prompts]
-    return [{"input_ids": ids, "length": len(ids)} for ids in tokenizer(texts)["input_ids"]]
+    """Returns every turn twice, without and with facts; the labels are the answer and its end."""
+    rows = []
+    for *prompts, answer in turns:
+        reply = tokenizer(f" {answer}{tokenizer.eos_token}")["input_ids"]
+        for prompt in prompts:
+            ids = tokenizer(prompt)["input_ids"]
+            labels = [-100] * len(ids) + reply
+            rows.append({"input_ids": ids + reply, "labels": labels, "length": len(labels)})
+    return rows
 
 
 class Clock(TrainerCallback):
@@ -118,7 +124,7 @@ def train(size: str, rows: int, work: Path, out: Path) -> None:
         model=LlamaForCausalLM(config),
         args=training,
         train_dataset=encode(tokenizer, build_turns("train", rows, 0)),
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        data_collator=DataCollatorForSeq2Seq(tokenizer),
         callbacks=[clock],
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)))
@@ -178,10 +184,17 @@ def evaluate(name: str, folder: Path) -> None:
         "num_parameters": model.num_parameters(),
     }
     (folder / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    info = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    write_card(name, folder)
+    print(result)
+
+
+def write_card(name: str, folder: Path) -> None:
+    """Writes the card of a model from what its training and its evaluation left."""
+    info, result = (
+        json.loads((folder / f"{which}.json").read_text(encoding="utf-8")) for which in ("training", "evaluation")
+    )
     card = CARD.format(name=name, size=name[-1], **result, **info, **SIZES[name[-1]])
     (folder / "README.md").write_text(card, encoding="utf-8")
-    print(result)
 
 
 CARD = """---
@@ -194,8 +207,9 @@ tags: [synthetic, hf-diorama]
 # {name}
 
 A character-level `LlamaForCausalLM`: {num_parameters:,} parameters, {num_hidden_layers} layers, {hidden_size} wide.
-It knows how questions and answers about the scenes of `hf-diorama` are written, and how to look an answer up in a list
-of facts. It saw no image. It is a head for experiments with `hf-ava-bench`, and of no use outside.
+It knows how questions about the scenes of `hf-diorama` are answered, and was taught to look answers up in a list of
+facts; how often it can is told below. It saw no image. It is a head for experiments with `hf-ava-bench`, and of no use
+outside.
 
 ## Held-out rows
 
@@ -210,7 +224,7 @@ of facts. It saw no image. It is a head for experiments with `hf-ava-bench`, and
 
 - The questions and answers of `hf-ava-bench` about the first {rows_each} rows of each ability's topic of `scenes`,
   split `train`, seed 0: each once alone, once with three facts where a head has its image.
-- {steps} steps of {batch} turns, AdamW, cosine from {learning_rate}, bf16 autocast, seed 0.
+- {steps} steps of {batch} turns, loss on the answers, AdamW, cosine from {learning_rate}, bf16 autocast, seed 0.
 - {cpu_minutes:.1f} CPU minutes on one thread of a shared machine, script as of commit {commit}.
 - `OMP_NUM_THREADS=1 python packages/hf-diorama/training/train_llm_nano.py {size}`, then with `--evaluate`.
 
