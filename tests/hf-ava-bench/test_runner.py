@@ -79,6 +79,20 @@ def test_visual_tokens_stand_at_the_image_and_reach_the_loss(llm, prompts):
     assert (features.grad.abs().sum(dim=-1) > 0).all()
 
 
+def test_scale_and_shift_of_tokens_make_no_difference_once_they_are_fitted(llm, prompts):
+    head = AvaHead(llm[0], 5).eval()
+    features = torch.randn(300, 4, 5)
+    features[..., 4] = 0  # a channel that says nothing
+    batch = prompts.collate([prompts.encode("How many?", "6")])
+    raw = head(features=features[:1], **batch)["loss"].item()
+    losses = []
+    for tokens in (features, 40 * features - 7):
+        head.fit_scale(tokens)
+        losses.append(head(features=tokens[:1], **batch)["loss"].item())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] != pytest.approx(raw, abs=1e-5)
+
+
 def test_batched_answers_equal_single_ones(llm, prompts):
     head = AvaHead(llm[0], 5).eval()
     features = torch.randn(3, 4, 5)
@@ -140,6 +154,7 @@ def test_heads_survive_saving(llm, prompts, tmp_path):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
     features = torch.randn(1, 4, 5)
+    head.fit_scale(3 * features + 1)
     batch = prompts.collate([prompts.encode("How many?", "6")])
     head.eval()
     expected = head(features=features, **batch)["loss"]

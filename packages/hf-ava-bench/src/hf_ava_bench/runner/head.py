@@ -58,14 +58,30 @@ class AvaHead(nn.Module):
     def __init__(self, llm: nn.Module, width: int):
         super().__init__()
         self.llm = llm
+        self.center: torch.Tensor
+        self.spread: torch.Tensor
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("spread", torch.ones(width))
         plain = llm.get_base_model() if isinstance(llm, PeftModel) else llm
         self._takes_positions = "position_ids" in inspect.signature(plain.forward).parameters
         self.connector = build_connector(width, llm.get_input_embeddings().embedding_dim)  # type: ignore[operator]
 
+    @torch.no_grad()
+    def fit_scale(self, features: torch.Tensor) -> None:
+        """Takes mean and standard deviation of each channel from tokens `(num_items, num_tokens, width)`.
+
+        The connector could learn the same: it only starts alike for towers of any scale.
+        """
+        sample = features[:: max(1, len(features) // 256)].float().flatten(0, 1)
+        spread = sample.std(dim=0)
+        self.center.copy_(sample.mean(dim=0))
+        self.spread.copy_(spread.masked_fill(spread < 1e-6, 1.0))
+
     def embed(self, features: torch.Tensor, input_ids: torch.Tensor, is_image: torch.Tensor) -> torch.Tensor:
         """Returns input embeddings with the visual tokens at the places of the image."""
         embeds = self.llm.get_input_embeddings()(input_ids)  # type: ignore[operator]
-        visual = self.connector(features.to(next(self.connector.parameters()).dtype)).to(embeds.dtype)
+        scaled = (features.float() - self.center) / self.spread
+        visual = self.connector(scaled.to(next(self.connector.parameters()).dtype)).to(embeds.dtype)
         joined: torch.Tensor = embeds.masked_scatter(is_image[..., None], visual)
         return joined
 

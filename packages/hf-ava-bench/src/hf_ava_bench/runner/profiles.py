@@ -22,6 +22,8 @@ class Profile:
         warmup_ratio (`float`): share of the steps in which it rises.
         lora_r, lora_alpha (`int`): rank and scale of LoRA on every linear layer of the language model but its head.
         lora_dropout (`float`): dropout of LoRA.
+        standardize (`bool`): take mean and spread of each channel of the tokens out before the connector, which could
+            learn that too, in time. Not done in the paper.
         bf16 (`bool`): train in bfloat16 where that is safe (autocast); the paper trains in half precision.
         train_llm (`bool`): train all of the language model instead of LoRA; for tiny ones without pre-training.
         n_train, n_test (`int` or None): most items of each ability.
@@ -40,6 +42,7 @@ class Profile:
     lora_r: int = 128
     lora_alpha: int = 256
     lora_dropout: float = 0.05
+    standardize: bool = False
     bf16: bool = False
     train_llm: bool = False
     n_train: int | None = None
@@ -61,6 +64,7 @@ PROFILES: Mapping[str, Profile] = {
         n_train=3_000,
         n_test=500,
         token_budget=144,
+        standardize=True,
     ),
     "smoke": Profile(
         name="smoke",
@@ -75,6 +79,7 @@ PROFILES: Mapping[str, Profile] = {
         n_train=128,
         n_test=64,
         token_budget=16,
+        standardize=True,
         system="",
         max_length=256,
         closed_sets="loglik",

@@ -86,6 +86,8 @@ def train_head(
             f"`batch_size` of the profile is shared by {processes} processes, and {profile.batch_size} is no multiple "
             "of that."
         )
+    if profile.standardize:
+        head.fit_scale(features)
     epochs = profile.localization_epochs if ability == "localization" else profile.epochs
     steps = max(1, round(len(table) / profile.batch_size * epochs))
     arguments = TrainingArguments(
@@ -128,10 +130,8 @@ def train_head(
 def save_head(head: AvaHead, folder: Path, ability: str) -> None:
     """Writes what was trained, as safetensors: the connector, and the adapter or the tiny model."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {key: value.contiguous() for key, value in head.connector.state_dict().items()},
-        folder / "connector.safetensors",
-    )
+    tensors = {**head.connector.state_dict(), "center": head.center, "spread": head.spread}
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "connector.safetensors")
     if isinstance(head.llm, PeftModel):
         head.llm.save_pretrained(str(folder), selected_adapters=[ability])
     else:
@@ -149,5 +149,8 @@ def load_head(llm: nn.Module, width: int, folder: Path, ability: str) -> AvaHead
     else:
         llm = PeftModel.from_pretrained(llm, str(folder / ability), adapter_name=ability, low_cpu_mem_usage=True)
     head = AvaHead(llm, width)
-    head.connector.load_state_dict(load_file(folder / "connector.safetensors"))
+    tensors = load_file(folder / "connector.safetensors")
+    head.center.copy_(tensors.pop("center"))
+    head.spread.copy_(tensors.pop("spread"))
+    head.connector.load_state_dict(tensors)
     return head.eval()
