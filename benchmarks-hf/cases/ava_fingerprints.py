@@ -2,8 +2,8 @@
 
 Towers: the four `vfm-nano-*` of hf-diorama, which differ in what they were trained for, and three encoders whose
 abilities follow from their definition; `blind` gives every head zeros, as the control. Heads: connector and LoRA on
-`llm-nano-s` and `llm-nano-m`. Items: mini-AVA, synthetic. Steps and rate were chosen on the validation split; the test
-split was read once, by this case.
+`llm-nano-s` and `llm-nano-m`. Items: three abilities of mini-AVA, synthetic. Steps and rate were chosen on the
+validation split; the test split was read once, by this case.
 
 Rows: `ability` (one for each head, tower and ability, scores anchored at the best constant answer), `probe` (attentive
 probe on the same tokens, no language model), `pairs` (do fingerprints differ) and `ranking` (do heads rank alike).
@@ -38,11 +38,12 @@ from hf_ava_bench.statistics import bootstrap_interval
 LLMS = ("llm-nano-s", "llm-nano-m")
 KNOWN = ("patch-colour", "edge-hist", "grey-lowpass", "blind")
 TOWERS = (*(f"vfm-nano-{kind}" for kind in ("supervised", "contrastive", "masked", "random")), *KNOWN)
-ABILITIES = ("color", "orientation", "recognition", "scene", "texture")
+ABILITIES = ("orientation", "scene", "texture")
 SIZE = 64
 PROFILE = Profile(
-    name="nano", epochs=2, localization_epochs=2, batch_size=16, learning_rate=3e-3, lora_r=16, lora_alpha=32,
-    lora_dropout=0.0, bf16=True, n_train=1_600, n_test=250, system="", max_length=256, closed_sets="loglik",
+    name="nano", epochs=1.5, localization_epochs=1.5, batch_size=16, learning_rate=3e-3, lora_r=16, lora_alpha=32,
+    lora_dropout=0.0, standardize=True, bf16=True, n_train=1_600, n_test=250, system="",
+    max_length=256, closed_sets="loglik",
 )  # fmt: skip
 PLOT = {"x": "ability", "y": "score", "line": "tower", "panel": "head", "low": "low", "high": "high"}
 

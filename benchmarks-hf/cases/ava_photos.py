@@ -1,7 +1,7 @@
 """Fingerprints on real photos: colour, counting, localization and OCR items built from CIFAR-10, answers known.
 
 What is asked about is built in (a pasted photo, rendered letters, a region's mean colour); the photos are real, and
-those of the test split are in no train item: see `photo_items.py`. The towers never saw a photo; two encoders have
+those of the test split are in no train item: see `photo_items.py`. The tower never saw a photo; two encoders have
 abilities that follow from their definition, `blind` is the control. The head is connector and LoRA on `llm-nano-s`.
 `probe` rows are an attentive probe on the same tokens, which cannot write text.
 
@@ -26,7 +26,7 @@ from photo_items import BUILDERS, write_items
 
 __all__ = ["PLOT", "run"]
 LLM = "llm-nano-s"
-TOWERS = ("vfm-nano-supervised", "vfm-nano-masked", "patch-colour", "edge-hist", "blind")
+TOWERS = ("vfm-nano-supervised", "patch-colour", "edge-hist", "blind")
 SIZES = {"train": 1_200, "test": 250}
 
 
@@ -41,7 +41,7 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
     }
     source = write_items(out / "items", photos, sizes)
     profile = replace(
-        PROFILE, name="photos", n_train=sizes["train"], n_test=sizes["test"], epochs=3, localization_epochs=3
+        PROFILE, name="photos", n_train=sizes["train"], n_test=sizes["test"], epochs=2, localization_epochs=2
     )
     rows: list[dict[str, Any]] = []
     for name in TOWERS[-2:] if quick else TOWERS:
