@@ -4,6 +4,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from huggingface_hub import DatasetCard
 from PIL import Image
 
 import hf_diorama as dio
@@ -20,6 +21,9 @@ def test_render_parquet_loads_as_a_dataset(world: str, tmp_path: Path, capsys: p
     expected = dio.load(world, n=3, seed=2, image_size=32)
     assert loaded.features == expected.features
     assert [row["image"].tobytes() for row in loaded] == [row["image"].tobytes() for row in expected]
+    card = DatasetCard((out / "README.md").read_text(encoding="utf-8"))
+    assert (card.data.license, card.data.pretty_name) == ("apache-2.0", f"hf-diorama {world}")
+    assert '"seed": 2' in card.text
 
 
 def test_render_imagefolder_loads_as_a_dataset(tmp_path: Path) -> None:

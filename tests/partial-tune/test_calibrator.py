@@ -4,10 +4,12 @@ import copy
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -260,7 +262,8 @@ def test_a_model_saved_while_attached_is_plain_and_can_be_attached(
 
 def test_files_that_do_not_fit_are_refused(partition: ClassPartition, tmp_path: Path) -> None:
     make(partition).save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["calibrator.json", "calibrator.safetensors"]
+    written = ["README.md", "calibrator.json", "calibrator.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
     path = tmp_path / "calibrator.json"
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "gamma": 3.0}))
@@ -281,7 +284,21 @@ def test_files_that_do_not_fit_are_refused(partition: ClassPartition, tmp_path: 
         LogitCalibrator.from_pretrained(tmp_path)
 
 
-def test_upload_sends_the_two_files(partition: ClassPartition, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_card_tells_the_offset_and_is_not_overwritten(partition: ClassPartition, tmp_path: Path) -> None:
+    make(partition).save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    found = ModelCard(card.read_text(encoding="utf-8"))
+    assert found.data.library_name == "partial-tune"
+    assert f"Adds {GAMMA:.4g} to the logits of {len(partition.absent)} of {len(partition.names)} classes" in found.text
+    card.write_text("mine", encoding="utf-8")
+    make(partition).save_pretrained(tmp_path)
+    assert card.read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("has_card", [False, True])
+def test_upload_sends_the_files_and_leaves_a_card_as_it_is(
+    partition: ClassPartition, monkeypatch: pytest.MonkeyPatch, *, has_card: bool
+) -> None:
     """The Hub is out of reach of a test: what is checked is what would be sent."""
     sent: dict[str, Any] = {}
 
@@ -289,18 +306,24 @@ def test_upload_sends_the_two_files(partition: ClassPartition, monkeypatch: pyte
         def __init__(self, token: str | None = None) -> None:
             sent["token"] = token
 
-        def create_repo(self, repo_id: str, **options: Any) -> None:
+        def create_repo(self, repo_id: str, **options: Any) -> Any:
             sent["created"] = (repo_id, options)
+            return SimpleNamespace(repo_id=repo_id)
 
-        def upload_folder(self, repo_id: str, folder_path: str, **options: Any) -> str:
-            sent["files"] = sorted(path.name for path in Path(folder_path).iterdir())
+        def file_exists(self, repo_id: str, name: str) -> bool:
+            return has_card and name == "README.md"
+
+        def upload_folder(self, repo_id: str, folder_path: str, ignore_patterns: list[str] | None) -> str:
+            names = {path.name for path in Path(folder_path).iterdir()}
+            sent["files"] = sorted(names - set(ignore_patterns or []))
             sent["loaded"] = LogitCalibrator.from_pretrained(folder_path).gamma
             return f"https://huggingface.co/{repo_id}/commit/1"
 
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     assert make(partition).push_to_hub("me/model", private=True, token="t").endswith("me/model/commit/1")
     assert sent["created"] == ("me/model", {"private": True, "exist_ok": True})
-    assert (sent["files"], sent["loaded"]) == (["calibrator.json", "calibrator.safetensors"], GAMMA)
+    card = [] if has_card else ["README.md"]
+    assert (sent["files"], sent["loaded"]) == ([*card, "calibrator.json", "calibrator.safetensors"], GAMMA)
 
 
 def test_models_with_other_classes_are_refused(tiny_vit: nn.Module) -> None:

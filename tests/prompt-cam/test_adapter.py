@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 from torch.testing import assert_close
 from transformers import AutoModel
 
@@ -29,6 +29,7 @@ def model() -> Any:
 def test_round_trip_is_bit_exact(model: Any, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "adapter")
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
@@ -59,12 +60,18 @@ def test_adapter_is_small(model: Any, tmp_path: Path) -> None:
     assert (tmp_path / "adapter_model.safetensors").stat().st_size < 4 * num_numbers + 1_000
 
 
-def test_push_to_hub_uploads_the_adapter_folder(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The upload itself is huggingface_hub's; what it is handed are our two files."""
+@pytest.mark.parametrize("has_card", [False, True])
+def test_push_to_hub_uploads_the_adapter_folder(
+    model: Any, monkeypatch: pytest.MonkeyPatch, *, has_card: bool
+) -> None:
+    """The upload itself is huggingface_hub's; what it is handed are our files, and a card that is there stays."""
     sent: dict[str, Any] = {}
 
-    def upload_folder(self: Any, *, repo_id: str, folder_path: str, **kwargs: Any) -> str:
-        sent[repo_id] = sorted(path.name for path in Path(folder_path).iterdir())
+    def upload_folder(
+        self: Any, *, repo_id: str, folder_path: str, ignore_patterns: list[str] | None, **kwargs: Any
+    ) -> str:
+        names = {path.name for path in Path(folder_path).iterdir()}
+        sent[repo_id] = sorted(names - set(ignore_patterns or []))
         return "https://commit"
 
     def create_repo(self: Any, repo_id: str, **kwargs: Any) -> Any:
@@ -72,8 +79,21 @@ def test_push_to_hub_uploads_the_adapter_folder(model: Any, monkeypatch: pytest.
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(HfApi, "file_exists", lambda self, repo_id, name: has_card and name == "README.md")
     assert model.push_to_hub("adapter") == "https://commit"
-    assert sent == {"me/adapter": ["adapter_config.json", "adapter_model.safetensors"]}
+    card = [] if has_card else ["README.md"]
+    assert sent == {"me/adapter": [*card, "adapter_config.json", "adapter_model.safetensors"]}
+
+
+def test_card_says_how_to_load_and_is_not_overwritten(model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    card = tmp_path / "README.md"
+    found = ModelCard(card.read_text(encoding="utf-8"))
+    assert (found.data.library_name, found.data.pipeline_tag) == ("prompt-cam", "image-classification")
+    assert "PromptCAMForImageClassification.from_pretrained" in found.text
+    card.write_text("mine", encoding="utf-8")
+    model.save_pretrained(tmp_path)
+    assert card.read_text(encoding="utf-8") == "mine"
 
 
 def test_missing_and_damaged_files_are_named(model: Any, tmp_path: Path) -> None:

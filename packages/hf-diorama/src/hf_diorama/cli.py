@@ -15,6 +15,7 @@ import datasets
 from PIL import Image
 
 from hf_diorama.api import find_world, list_worlds, load, render
+from hf_diorama.cards import build_card
 from hf_diorama.checkpoints import list_models, model_path
 from hf_diorama.contact_sheet import build_contact_sheet
 from hf_diorama.draws import SPLITS
@@ -79,6 +80,7 @@ def _render(parsed: argparse.Namespace) -> None:
             rows.to_parquet(folder / "data" / f"{parsed.split}-00000-of-00001.parquet")
         else:
             _write_imagefolder(rows, folder / parsed.split)
+        (folder / "README.md").write_text(build_card(parsed.world, parsed.split, rows), encoding="utf-8")
     sys.stdout.write(f"{rows.num_rows} rows in {parsed.out}\n")
 
 

@@ -24,7 +24,8 @@ from partial_tune.attachment import (
     hooks_of,
     read_mark,
 )
-from partial_tune.files import read_array, write_json, write_tensors
+from partial_tune.cards import build_card
+from partial_tune.files import read_array, write_json, write_tensors, write_text
 from partial_tune.fitting import collect_absent_gaps, collect_gaps, collect_sweep, run_splits
 from partial_tune.gamma import GammaEstimate, choose_by_oracle, combine_splits, match_absent_rate
 from partial_tune.partition import ClassPartition
@@ -35,7 +36,7 @@ from partial_tune.upstream import find_head, get_base_model
 logger = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 METHODS = ("alg", "pcv_ratio", "pcv", "source_match", "oracle")
-JSON_NAME, TENSORS_NAME = "calibrator.json", "calibrator.safetensors"
+JSON_NAME, TENSORS_NAME, CARD_NAME = "calibrator.json", "calibrator.safetensors", "README.md"
 
 
 class LogitCalibrator:
@@ -280,11 +281,16 @@ class LogitCalibrator:
         }
 
     def save_pretrained(self, save_directory: str | Path) -> None:
-        """Writes `calibrator.json` and `calibrator.safetensors`, each whole or not at all, beside the model."""
+        """Writes `calibrator.json` and `calibrator.safetensors`, each whole or not at all, beside the model.
+
+        A model card is written where there is none.
+        """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / TENSORS_NAME, {"offset": self.offset})
         write_json(folder / JSON_NAME, self.to_dict())
+        if not (folder / CARD_NAME).exists():
+            write_text(folder / CARD_NAME, build_card(self.partition, self.gamma, self.estimate))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **hub_kwargs: Any) -> "LogitCalibrator":
@@ -334,7 +340,9 @@ class LogitCalibrator:
         return calibrator
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Uploads the two files to a repository on the Hub, made if need be, and returns the address of the commit.
+        """Uploads what [`save_pretrained`] writes to a repository on the Hub, and returns the address of the commit.
+
+        The repository is made if need be; the model card of one that has one stays.
 
         Args:
             repo_id (`str`): such as `"me/my-model"`.
@@ -343,7 +351,8 @@ class LogitCalibrator:
         from huggingface_hub import HfApi
 
         api = HfApi(token=kwargs.pop("token", None))
-        api.create_repo(repo_id, private=kwargs.pop("private", None), exist_ok=True)
+        repo_id = api.create_repo(repo_id, private=kwargs.pop("private", None), exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, **kwargs))
+            kept = [CARD_NAME] if api.file_exists(repo_id, CARD_NAME) else None
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=kept, **kwargs))

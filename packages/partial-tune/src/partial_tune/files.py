@@ -11,11 +11,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes text through a temporary file in the same folder."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
 def write_json(path: Path, values: Any) -> None:
     """Writes JSON through a temporary file in the same folder."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -14,22 +14,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from prompt_cam.backbone import Backbone
+from prompt_cam.cards import build_card
 from prompt_cam.configuration_prompt_cam import PromptCAMConfig
 
-CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_NAME, WEIGHTS_NAME, CARD_NAME = "adapter_config.json", "adapter_model.safetensors", "README.md"
 
 
 def save_adapter(folder: Path, config: PromptCAMConfig, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes an adapter folder; each file is whole or not there."""
+    """Writes an adapter folder; each file is whole or not there, and a model card that is there stays."""
     if folder.is_file():
         raise ValueError(f"Expected a folder to save to, but {folder} is a file.")
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f".{WEIGHTS_NAME}.{os.getpid()}"
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, weights)
     weights.replace(folder / WEIGHTS_NAME)
-    options = folder / f".{CONFIG_NAME}.{os.getpid()}"
-    options.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    options.replace(folder / CONFIG_NAME)
+    texts = {CONFIG_NAME: json.dumps(config.to_dict(), indent=2) + "\n"}
+    if not (folder / CARD_NAME).exists():
+        texts[CARD_NAME] = build_card(config)
+    for name, text in texts.items():
+        partial = folder / f".{name}.{os.getpid()}"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(folder / name)
 
 
 def upload_adapter(
@@ -45,7 +50,11 @@ def upload_adapter(
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     with tempfile.TemporaryDirectory() as folder:
         save_adapter(Path(folder), config, tensors)
-        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload Prompt-CAM adapter"))
+        kept = [CARD_NAME] if api.file_exists(repo_id, CARD_NAME) else None
+        message = "Upload Prompt-CAM adapter"
+        return str(
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, ignore_patterns=kept)
+        )
 
 
 def load_adapter(name_or_path: str | os.PathLike[str], **hub: Any) -> tuple[PromptCAMConfig, dict[str, torch.Tensor]]:

@@ -27,7 +27,9 @@ class SavingMixin:
     """The part of [`PromptCAMForImageClassification`] that writes and reads adapters."""
 
     def save_pretrained(self: Any, save_directory: str | os.PathLike[str]) -> None:
-        """Writes prompts and head (safetensors) and the options (JSON): megabytes where the backbone has hundreds.
+        """Writes prompts and head (safetensors), the options (JSON), and a model card if there is none.
+
+        Megabytes where the backbone has hundreds.
 
         Args:
             save_directory (`str`): the folder, made if it is not there.
