@@ -5,7 +5,7 @@ base map. Each round runs all ways once, in turning order, and the first is drop
 of CPU seconds on one thread, with its quartiles. `full backward`: the same maps by a forward with a graph and a
 backward through the whole model, all parameters requiring gradients; `frozen backward`: none of them, but the input.
 Memory: the weights and how far the resident set grows above what it is before, medians of five, and the growth alone;
-measured after all times, with large blocks taken from the system and given back to it, so that what the allocator
+measured in a fresh process with large blocks taken from the system and given back to it, so that what the allocator
 keeps of freed blocks does not count.
 
 grad-cam imports torchvision, of which it uses nothing here. It takes part if FOVEA_GRAD_CAM names a folder made by
@@ -14,10 +14,12 @@ and an empty module stands in for torchvision. Its five gammas are five calls, t
 """
 
 import ctypes
+import multiprocessing
 import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -200,15 +202,23 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def measure_memory(ways: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """MiB by which each way lets the resident set grow, five times, in turn."""
-    names = ("forward", "finer_cam", "full_backward")
+def measure_memory(name: str, batch_size: int) -> tuple[dict[str, list[float]], float]:
+    """MiB by which each way lets the resident set grow, five times, in turn; MiB of the weights. In a new process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_measure_memory, name, batch_size).result()
+
+
+def _measure_memory(name: str, batch_size: int) -> tuple[dict[str, list[float]], float]:
     ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 2**16)
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(NUM_MEMORY_SAMPLES):
-        for name in names:
-            samples[name].append(peak_mib(ways[name]))
-    return samples
+    torch.set_num_threads(1)
+    ways, _, weights = build_ways(name, batch_size, None)
+    samples: dict[str, list[float]] = {way: [] for way in ("forward", "finer_cam", "full_backward")}
+    for number in range(NUM_MEMORY_SAMPLES + 1):
+        for way, values in samples.items():
+            growth = peak_mib(ways[way])
+            if number:  # the first warms up
+                values.append(growth)
+    return samples, weights
 
 
 def compare(what: str, values: np.ndarray, bar: float | None = None, *, at_most: bool = False) -> dict[str, Any]:
@@ -251,11 +261,11 @@ def compare_memory(growth: dict[str, list[float]], weights: float) -> list[dict[
 
 def run(*, quick: bool) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
-    grad_cam, cases = load_grad_cam(), []
-    for name, batch_size, rounds in SIZES[:1] if quick else SIZES:
-        ways, path, weights = build_ways(name, batch_size, grad_cam)
-        rows = compare_times(time_ways(ways, 1 if quick else rounds), path)
-        cases.append(({"model": name, "batch_size": batch_size, "path": path}, rows, ways, weights))
-    for _, rows, ways, weights in cases:
-        rows += compare_memory(measure_memory(ways), weights)
-    return [case | row for case, rows, *_ in cases for row in rows]
+    grad_cam = load_grad_cam()
+    rows: list[dict[str, Any]] = []
+    for name, batch_size, num_rounds in SIZES[:1] if quick else SIZES:
+        ways, path, _ = build_ways(name, batch_size, grad_cam)
+        found = compare_times(time_ways(ways, 1 if quick else num_rounds), path)
+        found += compare_memory(*measure_memory(name, batch_size))
+        rows += [{"model": name, "batch_size": batch_size, "path": path, **row} for row in found]
+    return rows
