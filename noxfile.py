@@ -243,7 +243,7 @@ def docs(session: nox.Session) -> None:
     """Build the site in site/, from the files of the repository; a broken link or anchor fails."""
     session.install("mkdocs-material", "mkdocstrings[python]", "ruff", *CONSTRAINTS)  # ruff formats signatures
     session.run("mkdocs", "build", "--strict", "--config-file", "docs/mkdocs.yml", env={"NO_MKDOCS_2_WARNING": "1"})
-    session.log("see site/index.html")
+    session.log("see site/index.html; its search wants a server: python -m http.server --directory site")
 
 
 @nox.session(default=False)

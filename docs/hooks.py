@@ -54,8 +54,18 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def tidy_reference(html: str) -> str:
+    """Take off marks of docstrings that the doc builder of transformers reads and this one prints: [`X`], (`X`)."""
+    html = re.sub(r"\[(<code>[^<]+</code>)\]", r"\1", html)
+    return re.sub(
+        r"<code>(`[^<]+)</code>",
+        lambda match: f"<code>{match[1].replace('`', '').replace('*optional*', 'optional')}</code>",
+        html,
+    )
+
+
 def on_post_page(output: str, page: Any, config: Any) -> str:
     """Refuse a page that would load something from outside: the site is read offline."""
     if found := OUTSIDE.search(output):
         raise ValueError(f"{page.file.src_uri} loads something from outside: {found[0]}")
-    return output
+    return tidy_reference(output) if page.file.src_uri.startswith("api/") else output

@@ -66,4 +66,12 @@ def test_page_that_loads_something_from_outside_is_refused(hooks: ModuleType, ht
 
 def test_link_to_the_outside_is_no_load(hooks: ModuleType) -> None:
     html = '<a href="https://example.org">paper</a><img src="a.png"><script src="assets/a.js"></script>'
-    assert hooks.on_post_page(html, None, None) == html
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="a.md"))
+    assert hooks.on_post_page(html, page, None) == html
+
+
+def test_marks_of_docstrings_are_taken_off_the_reference(hooks: ModuleType) -> None:
+    html = "see [<code>Cache</code>] <code>`int`, *optional*</code> <code>`Tensor` of shape `(B, *)`</code> <code>x</code>"
+    tidy = "see <code>Cache</code> <code>int, optional</code> <code>Tensor of shape (B, *)</code> <code>x</code>"
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="api/a.md"))
+    assert hooks.on_post_page(html, page, None) == tidy
