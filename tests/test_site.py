@@ -71,7 +71,7 @@ def test_link_to_the_outside_is_no_load(hooks: ModuleType) -> None:
 
 
 def test_marks_of_docstrings_are_taken_off_the_reference(hooks: ModuleType) -> None:
-    html = "see [<code>Cache</code>] <code>`int`, *optional*</code> <code>`Tensor` of shape `(B, *)`</code> <code>x</code>"
-    tidy = "see <code>Cache</code> <code>int, optional</code> <code>Tensor of shape (B, *)</code> <code>x</code>"
+    html = "see [<code>Cache</code>] <code>`int`, *optional*</code> <code>`Tensor` of shape `(B, *)`</code>"
+    tidy = "see <code>Cache</code> <code>int, optional</code> <code>Tensor of shape (B, *)</code>"
     page = SimpleNamespace(file=SimpleNamespace(src_uri="api/a.md"))
     assert hooks.on_post_page(html, page, None) == tidy
