@@ -133,7 +133,7 @@ def save_head(head: AvaHead, folder: Path, ability: str) -> None:
     tensors = {**head.connector.state_dict(), "center": head.center, "spread": head.spread}
     save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "connector.safetensors")
     if isinstance(head.llm, PeftModel):
-        head.llm.save_pretrained(str(folder), selected_adapters=[ability])
+        head.llm.save_pretrained(str(folder), selected_adapters=[ability], save_embedding_layers=False)
     else:
         head.llm.save_pretrained(str(folder / "llm"))  # type: ignore[operator]
 
