@@ -20,7 +20,8 @@ HEAD = """# Benchmarks, side by side
 Each package against the way that one would go without it. A ratio is peer / ours of the same run, on the same inputs,
 in turn: **above 1 ours is better**, below 1 the peer is. In brackets its quartiles over the rounds, where a file has
 them. Every number is read from a result file by `python benchmarks-hf/page.py`; none is typed.
-[How a number is made](../benchmarks-hf/README.md) and [what holds of the papers](../README.md) stand elsewhere.
+[How a number is made](../benchmarks-hf/README.md) and
+[what holds of the papers](../README.md#what-holds-of-the-papers) stand elsewhere.
 """
 
 
