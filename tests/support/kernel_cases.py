@@ -9,7 +9,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 INTERPRETED = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
-"""For modules with kernels whose loops have bounds that are loaded: triton 3.6 interprets them so, NumPy warns of it."""
+"""For modules whose kernels loop to bounds that are loaded: triton 3.6 interprets them so that NumPy warns of it."""
 
 
 def require_triton() -> None:
