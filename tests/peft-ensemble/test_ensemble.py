@@ -6,10 +6,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 from peft_ensemble import MemberSpec, PeftEnsemble, SSFConfig, UnsupervisedSelector, load_classifier, pseudo_labels
-from peft_ensemble.data import fingerprint, with_ids
+from peft_ensemble.data import MixCollator, fingerprint, with_ids
 from peft_ensemble.storage import write_tensors
 from support.tiny_ensembles import LABEL_NAMES, arguments, build_specs, draw_images, save_backbones
 
@@ -103,6 +103,31 @@ def test_pseudo_labels_follow_the_votes_and_are_keyed_by_id(fitted):
     assert shuffled["top1"][::-1] == table["top1"][:]
 
 
+def test_empty_pool_gives_an_empty_table_of_the_same_columns(fitted):
+    some, none = fitted.pseudo_label(draw_images(3, seed=7)), fitted.pseudo_label(draw_images(3, seed=7).select([]))
+    assert len(none) == 0
+    assert none.features == some.features
+    with pytest.raises(ValueError, match="got an empty pool"):
+        fitted.self_train(none, draw_images(3, seed=7).select([]), fitted.members[0], arguments(), labeled="pseudo")
+
+
+def test_mixed_batches_have_a_labelled_image_beside_each_of_the_pool():
+    rows = [{"image": torch.zeros(3, 16, 16), "id": str(i), "soft_labels": [0.5, 0.5, 0.0]} for i in range(4)]
+    rows = [{**row, "image": row["image"].to(torch.uint8)} for row in rows]
+    truth = pseudo_labels.as_targets(draw_images(6, seed=0), 3)
+    processor = ViTImageProcessor(size={"height": 16, "width": 16})
+    collator = MixCollator(processor, ("weak", "strong"), beside=truth)
+    batch = collator(rows)
+    assert batch["pixel_values"].shape == (16, 3, 16, 16)  # two views of eight images
+    soft = batch["soft_labels"].unflatten(0, (2, 8))
+    assert torch.equal(soft[0], soft[1])
+    assert torch.equal(soft[0, :4], torch.tensor([[0.5, 0.5, 0.0]] * 4))
+    assert torch.equal(soft[0, 4:].sort(dim=-1).values, torch.tensor([[0.0, 0.0, 1.0]] * 4))
+    assert torch.equal(collator(rows)["soft_labels"], batch["soft_labels"])
+    collator.epoch = 1
+    assert not torch.equal(collator(rows)["soft_labels"], batch["soft_labels"])
+
+
 def test_test_time_augmentation_averages_weak_passes(fitted):
     pool = draw_images(6, seed=3)
     one, ten = fitted.member_logits(pool)[1], fitted.member_logits(pool, tta=10)[1]
@@ -116,8 +141,11 @@ def test_test_time_augmentation_averages_weak_passes(fitted):
 def test_student_learns_from_pseudo_labels(fitted):
     pool, test = draw_images(60, seed=4), draw_images(60, seed=2)
     spec = fitted.members[0]
-    student = fitted.self_train(fitted.pseudo_label(pool), pool, spec, arguments(), labeled="pseudo")
-    assert accuracy(fitted.predict_student(student, spec, test), test) > 0.6
+    for labeled in ("pseudo", "mix"):
+        student = fitted.self_train(fitted.pseudo_label(pool), pool, spec, arguments(), labeled=labeled)
+        assert accuracy(fitted.predict_student(student, spec, test), test) > 0.6
+    with pytest.raises(ValueError, match="labeled must be one of override, pseudo, mix, got 'no'"):
+        fitted.self_train(fitted.pseudo_label(pool), pool, spec, arguments(), labeled="no")
 
 
 def test_true_labels_override_and_are_added(fitted):

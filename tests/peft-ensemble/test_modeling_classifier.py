@@ -75,8 +75,7 @@ def test_a_new_head_is_no_news_but_missing_weights_of_the_backbone_are_an_error(
     model = build_model("vit")
     model.save_pretrained(tmp_path / "whole")
     load_classifier(str(tmp_path / "whole"), num_labels=3)
-    assert "LOAD REPORT" not in caplog.text
-    assert "num_labels" not in caplog.text
+    assert caplog.text == ""
     state = model.state_dict()
     del state["vit.layers.1.mlp.fc1.weight"]
     model.save_pretrained(tmp_path / "part", state_dict=state)

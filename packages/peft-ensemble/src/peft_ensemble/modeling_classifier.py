@@ -131,13 +131,12 @@ def _load(auto_class: Any, backbone: str, **kwargs: Any) -> Any:
     Raises:
         ValueError: the checkpoint lacks weights of the backbone, which would be random.
     """
-    report = logging.getLogger("transformers.modeling_utils")
-    level = report.level
-    report.setLevel(logging.ERROR)
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(_is_no_report)
     try:
         model, info = auto_class.from_pretrained(backbone, output_loading_info=True, **kwargs)
     finally:
-        report.setLevel(level)
+        log.removeFilter(_is_no_report)
     names = [*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])]
     if gaps := sorted(name for name in names if name.split(".")[0] != "classifier" and "pooler" not in name):
         raise ValueError(
@@ -145,6 +144,10 @@ def _load(auto_class: Any, backbone: str, **kwargs: Any) -> Any:
             f"another shape, such as {gaps[0]}; they would be random"
         )
     return model
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def _renew(head: Any) -> None:

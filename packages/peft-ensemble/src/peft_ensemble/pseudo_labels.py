@@ -3,10 +3,23 @@
 from collections.abc import Collection
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, Features, Sequence, Value, concatenate_datasets
 
 from .aggregation import break_ties, vote_counts
 from .data import read_labels
+
+FEATURES = Features(
+    {
+        "id": Value("string"),
+        "target": Sequence(Value("float32")),
+        "vote_counts": Sequence(Value("int64")),
+        "top1": Value("int64"),
+        "margin": Value("float64"),
+        "entropy": Value("float64"),
+        "n_members": Value("int64"),
+        "is_labeled": Value("bool"),
+    }
+)
 
 
 def build_table(ids: list[str], logits: torch.Tensor, targets: torch.Tensor, labeled_ids: Collection[str]) -> Dataset:
@@ -29,7 +42,8 @@ def build_table(ids: list[str], logits: torch.Tensor, targets: torch.Tensor, lab
             "entropy": torch.special.entr(targets).sum(dim=-1).tolist(),
             "n_members": [len(logits)] * len(ids),
             "is_labeled": [value in labeled_ids for value in ids],
-        }
+        },
+        features=FEATURES,
     )
 
 
