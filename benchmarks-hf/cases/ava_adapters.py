@@ -1,6 +1,6 @@
 """Fourteen adapters on one language model against fourteen models: memory, load time, disk.
 
-The language model is an untrained Llama (12 layers, 384 wide); LoRA has the paper's rank as a share of the width: 128
+The language model is an untrained Llama (8 layers, 256 wide); LoRA has the paper's rank as a share of the width: 128
 of 896. Each way is loaded from disk in a process of its own; memory is what the process grew by.
 """
 
@@ -22,7 +22,7 @@ from hf_ava_bench import ABILITIES
 from hf_ava_bench.runner.profiles import Profile
 from hf_ava_bench.runner.training import build_head, load_head, save_head
 
-WIDTH = 384  # of the language model and of the visual tokens
+WIDTH = 256  # of the language model and of the visual tokens
 RANK = round(128 / 896 * WIDTH)
 PROFILE = Profile(name="adapters", epochs=1, localization_epochs=1, lora_r=RANK, lora_alpha=2 * RANK)
 
@@ -31,7 +31,7 @@ def write_both(folder: Path, names: list[str]) -> None:
     """Writes the base once with an adapter for each ability, and a merged model for each ability."""
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=4_096, hidden_size=WIDTH, num_hidden_layers=12, num_attention_heads=6, intermediate_size=4 * WIDTH
+        vocab_size=4_096, hidden_size=WIDTH, num_hidden_layers=8, num_attention_heads=4, intermediate_size=4 * WIDTH
     )
     LlamaForCausalLM(config).save_pretrained(folder / "base")
     tiny = LlamaConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
