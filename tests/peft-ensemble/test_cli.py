@@ -11,7 +11,7 @@ from datasets import Dataset
 from PIL import Image
 
 from peft_ensemble.cli import main
-from peft_ensemble.configuration_file import build_method, load_images, read_file
+from peft_ensemble.configuration_file import EnsembleFile, build_method, load_images, read_file
 from support.tiny_ensembles import draw_images, save_backbones
 
 EXAMPLE = Path(__file__).parents[2] / "packages" / "peft-ensemble" / "examples" / "ensemble.yaml"
@@ -120,6 +120,22 @@ def test_a_wrong_file_is_one_line_on_stderr(capsys, changes, message):
     assert re.search(message, err), err
 
 
+@pytest.mark.parametrize("text", ["output_dir: [", "just words"])
+def test_a_file_that_is_no_mapping_is_one_line_on_stderr(capsys, text):
+    Path("broken.yaml").write_text(text)
+    status, _, err = run(capsys, "fit", "broken.yaml")
+    assert status == 1
+    assert err.startswith("peft-ensemble: broken.yaml: ")
+    assert err.count("\n") == 1
+    assert "the keys are output_dir" in err
+
+
+def test_a_curve_is_drawn_of_two_sets(capsys):
+    status, _, err = run(capsys, "wise", write(evaluation={"test": "test.parquet"}), "--plots")
+    assert status == 1
+    assert "expected two labelled sets in `evaluation` to draw one against the other, got ['test']" in err
+
+
 def test_methods_of_peft_and_ours_are_found_by_name():
     assert build_method({"peft_type": "VIS_SSF"}).peft_type.value == "VIS_SSF"
     assert build_method({"peft_type": "lora", "r": 3}).r == 3
@@ -132,7 +148,8 @@ def test_a_folder_of_classes_brings_its_names(tmp_path):
     assert load_images(str(tmp_path)).features["label"].names == ["cat", "dog"]
 
 
-def test_example_is_read_with_its_numbers():
+def test_example_has_every_key_and_its_numbers():
+    assert set(yaml.safe_load(EXAMPLE.read_text())) == set(EnsembleFile.__dataclass_fields__)
     file = read_file(EXAMPLE)
     assert file.search == {"learning_rate": [1e-2, 1e-5]}
     assert file.build_arguments(True, num_train_epochs=2).num_train_epochs == 2

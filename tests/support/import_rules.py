@@ -16,7 +16,7 @@ ALLOWED_REQUIREMENTS = {
     "hf-diorama": {"numpy", "PIL", "datasets"},
     "meda-cache": {"torch", "transformers"},
     "partial-tune": {"torch", "numpy", "safetensors"},
-    "peft-ensemble": {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors"},
+    "peft-ensemble": {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "PIL"},
     "prompt-cam": {"torch", "transformers", "safetensors", "huggingface_hub"},
     "taxaclip": {"torch", "transformers", "safetensors", "huggingface_hub", "numpy", "pyarrow", "PIL"},
 }

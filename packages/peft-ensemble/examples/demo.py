@@ -96,6 +96,28 @@ def share_right(probabilities: torch.Tensor, dataset: Dataset) -> float:
     return float((probabilities.argmax(-1) == torch.tensor(dataset["label"][:])).double().mean())
 
 
+def draw_selection(ensemble: PeftEnsemble, member: MemberSpec, test: Dataset) -> Any:
+    """What choosing the learning rate of a member without labels has cost."""
+    candidates = [spec for spec in ensemble.specs if spec.group == member.group]
+    answers = [ensemble.predict_student(ensemble.load(spec), spec, test) for spec in candidates]
+    rates = [f"learning rate {spec.training['learning_rate']:g}" for spec in candidates]
+    accuracies = [share_right(answer, test) for answer in answers]
+    return plot_selection(ensemble.selections[member.group], accuracies, rates)
+
+
+def measure_path(ensemble: PeftEnsemble, member: MemberSpec, sets: dict[str, Dataset]) -> list[dict[str, float]]:
+    """The accuracies of a member from its pre-trained to its tuned weights."""
+
+    def measure(model: Any) -> dict[str, float]:
+        return {name: share_right(ensemble.predict_student(model, member, some), some) for name, some in sets.items()}
+
+    return wise_curve(ensemble.load(member), [0.0, 0.25, 0.5, 0.75, 1.0], measure)
+
+
+def show(ax: Any, caption: str) -> str:
+    return f"<figure>{to_image(ax, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
 def run(out: Path) -> tuple[str, dict[str, Any]]:
     rows, names = load_images("train", NUM_POOL + 80)
     labeled, pool = choose_few(rows, len(names)), rows.select(range(80, 80 + NUM_POOL))
@@ -116,28 +138,12 @@ def run(out: Path) -> tuple[str, dict[str, Any]]:
     student = ensemble.self_train(targets, unlabeled, spec, build_args(8), views=("weak",))
     report = replace(ensemble.diversity(test), names=titles)
 
-    group, selection = next(iter(ensemble.selections.items()))
-    candidates = [candidate for candidate in specs if candidate.group == group]
-    tested = [share_right(ensemble.predict_student(ensemble.load(one), one, test), test) for one in candidates]
-    curve = wise_curve(
-        ensemble.load(members[0]),
-        [0.0, 0.25, 0.5, 0.75, 1.0],
-        lambda model: {
-            name: share_right(ensemble.predict_student(model, members[0], some), some)
-            for name, some in (("as drawn", test), ("turned and faint", shifted))
-        },
-    )
-    rates = [f"learning rate {one.training['learning_rate']:g}" for one in candidates]
-    figures = [
-        plot_agreement(report),
-        plot_selection(selection, tested, rates),
-        plot_wise(curve, "as drawn", "turned and faint"),
-    ]
-    captions = ["how often members agree", f"choosing without labels: {titles[0]}", f"in weight space: {titles[0]}"]
     html = INTRODUCTION.format(labeled=len(labeled), classes=len(names), pool=len(pool))
     html += show_votes(pool, targets, logits.argmax(-1), titles, names)
-    for ax, caption in zip(figures, captions, strict=True):
-        html += f"<figure>{to_image(ax, caption)}<figcaption>{escape(caption)}</figcaption></figure>"
+    curve = measure_path(ensemble, members[0], {"as drawn": test, "turned and faint": shifted})
+    html += show(plot_agreement(report), "how often members agree")
+    html += show(draw_selection(ensemble, members[0], test), f"choosing without labels: {titles[0]}")
+    html += show(plot_wise(curve, "as drawn", "turned and faint"), f"in weight space: {titles[0]}")
     right = [top == label for top, label in zip(targets["top1"], pool["label"], strict=True)]
     summary = {
         "members, test images": ", ".join(f"{value:.0%}" for value in report.accuracies),

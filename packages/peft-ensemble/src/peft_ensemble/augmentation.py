@@ -6,6 +6,7 @@ from math import cos, pi, sin
 from typing import Any, Literal, get_args
 
 import torch
+from PIL import Image
 
 View = Literal["none", "weak", "strong"]
 NUM_OPS, MAGNITUDE = 3, 5  # of the strong view, as in V-PET's released code; magnitudes run from 0 to 10
@@ -27,7 +28,7 @@ def to_tensor(image: Any) -> torch.Tensor:
 
     ```
     """
-    if hasattr(image, "tobytes") and hasattr(image, "convert"):
+    if isinstance(image, Image.Image):
         image = image.convert("RGB")
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         return pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()

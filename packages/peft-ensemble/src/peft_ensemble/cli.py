@@ -178,8 +178,10 @@ def diversity(session: Session) -> None:
 
 def wise(session: Session) -> None:
     """Print and write the curve of each selected member that has a path in weight space."""
-    ensemble, sets = session.fitted(), session.evaluation()
-    curves = {}
+    sets = session.evaluation()
+    if session.plots and len(sets) < 2:
+        raise ValueError(f"expected two labelled sets in `evaluation` to draw one against the other, got {list(sets)}")
+    ensemble, curves = session.fitted(), {}
     for spec in tqdm(ensemble.members, desc="members", disable=session.quiet):
         if spec.method_name == "vpt":
             _print(f"{spec.id}: prompts have no path in weight space, see `peft_ensemble.mix_outputs`")
@@ -190,7 +192,7 @@ def wise(session: Session) -> None:
         curves[spec.id] = wise_curve(ensemble.load(spec), session.file.alphas, evaluate)
         for row in curves[spec.id]:
             _print(spec.id + "".join(f"  {name} {value:.3f}" for name, value in row.items()))
-        if session.plots and len(sets) > 1:
+        if session.plots:
             session.save_figure(plot_wise(curves[spec.id], *list(sets)[:2]), f"wise-{spec.id}")
     write_json(session.reports / "wise.json", curves)
 

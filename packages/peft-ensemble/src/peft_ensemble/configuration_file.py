@@ -57,8 +57,17 @@ class EnsembleFile:
     alphas: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            setattr(self, name, _read_numbers(value))
+        for name in (
+            "methods",
+            "search",
+            "training",
+            "student_training",
+            "selector",
+            "pseudo_label",
+            "student",
+            "alphas",
+        ):
+            setattr(self, name, _read_numbers(getattr(self, name)))
 
     def build_ensemble(self, label_names: list[str]) -> PeftEnsemble:
         """The ensemble of the file; nothing is trained."""
@@ -90,7 +99,9 @@ def read_file(path: str | Path) -> EnsembleFile:
     """
     try:
         (parsed,) = HfArgumentParser(EnsembleFile).parse_yaml_file(path)  # type: ignore[arg-type]
-    except (AttributeError, TypeError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # YAML's errors too, whose package is a requirement of transformers and not of ours
         raise ValueError(f"{path}: {error}; the keys are {', '.join(EnsembleFile.__dataclass_fields__)}") from error
     return parsed
 
