@@ -4,6 +4,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -50,9 +52,14 @@ def _hash_pixels(image: Any) -> str:
 
 def with_arrays(dataset: Dataset) -> Dataset:
     """The data set with images of a fixed size as arrays, where `datasets` would make nested lists, slowly."""
-    if not isinstance(dataset.features["image"], (Array2D, Array3D)):
+    if not isinstance(dataset.features["image"], (Array2D, Array3D)) or not _can_format():
         return dataset
     return dataset.with_format("numpy", columns=["image"], output_all_columns=True)
+
+
+def _can_format() -> bool:
+    """Whether `datasets` can hand out arrays: beside torchvision it asks for a class that torchvision 0.26 has not."""
+    return find_spec("torchvision") is None or hasattr(import_module("torchvision.io"), "VideoReader")
 
 
 def fingerprint(dataset: Dataset) -> str:
