@@ -34,6 +34,7 @@ CASES = (  # in the order in which they read each other's results
     "partial_tune_creatures",
     "partial_tune_photos",
     "partial_tune_claims",
+    "taxaclip_creatures",
 )
 
 
@@ -247,7 +248,32 @@ def partial_tune() -> list[Claim]:
     ]
 
 
-SYSTEMS: tuple[Callable[[], list[Claim]], ...] = (meda, finer_cam, prompt_cam, compbench, partial_tune)
+def bioclip() -> list[Claim]:
+    """Geometry that follows ecology, variation across it, and what hierarchical captions bring."""
+    wanted = {
+        "family: more right than with flat captions": ("points", 100.0),
+        "niche beyond ancestry: above 0": ("", 1.0),
+        "niche beyond ancestry: above flat captions": ("", 1.0),
+        "sex: more orthogonal than by chance": ("", 1.0),
+        "sex: more images, more orthogonal to species": ("", 1.0),
+        "sex: more images, higher Fisher ratio": ("", 1.0),
+    }
+    rows = {row["claim"]: row for row in read_rows("taxaclip_creatures") if "claim" in row}
+    return [
+        Claim(
+            system="BioCLIP 2",
+            claim=text,
+            here="accuracy" if unit else "difference",
+            unit=unit,
+            differs="CLIP of 64 pixels, 64,000 creatures, three seeds",
+            case="taxaclip_creatures",
+            **{key: scale * rows[text][name] for key, name in (("gain", "value"), ("low", "low"), ("high", "high"))},
+        )
+        for text, (unit, scale) in wanted.items()
+    ]
+
+
+SYSTEMS: tuple[Callable[[], list[Claim]], ...] = (meda, finer_cam, prompt_cam, compbench, partial_tune, bioclip)
 
 
 def format_gain(claim: Claim) -> str:
