@@ -120,7 +120,7 @@ def test_model_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     torch.manual_seed(0)
     build_vit().save_pretrained(folder / "model")
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder / "model")
-    for name in ("chat_template.jinja", "spiece.model", "optimizer.pt", "model.safetensors.index.json"):
+    for name in ("README.md", "chat_template.jinja", "spiece.model", "optimizer.pt", "model.safetensors.index.json"):
         (folder / "model" / name).write_text("{}")
     for index, name in enumerate(("ant", "cat", "dog")):
         (folder / "images" / name).mkdir(parents=True)
@@ -130,7 +130,9 @@ def test_model_folders(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert fitted["seen"] == ["ant", "cat", "dog"]
     assert fitted["fit"]["num_samples"] == 9
     run(capsys, "apply", "cal", "--model", "model", "--out", "new")
+    assert (folder / "new" / "README.md").read_text() == "{}"  # the model's own
     assert sorted(path.name for path in (folder / "new").iterdir()) == [
+        "README.md",
         "calibrator.json",
         "calibrator.safetensors",
         "chat_template.jinja",

@@ -22,6 +22,8 @@ calibrator = LogitCalibrator.from_pretrained("this folder or repository")
 calibrator.attach(model)  # the fine-tuned classifier
 ```
 
+A model that `partial-tune apply` wrote has the offset in its head already.
+
 Absent: {absent}.
 """
 

@@ -194,10 +194,10 @@ def apply_to_folder(calibrator: LogitCalibrator, source: Path, out: Path) -> Non
     part = out.with_name(out.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     model.save_pretrained(part)
-    calibrator.save_pretrained(part)
-    for path in sorted(source.iterdir()):  # processor, tokenizer, chat template
+    for path in sorted(source.iterdir()):  # processor, tokenizer, chat template, model card
         if path.is_file() and not (part / path.name).exists() and not any(map(path.match, NOT_COPIED)):
             shutil.copy(path, part / path.name)
+    calibrator.save_pretrained(part)
     part.replace(out)
 
 
