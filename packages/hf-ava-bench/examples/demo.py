@@ -61,7 +61,7 @@ def build_table(ranking: ava.TowerRanking, fingerprints: list[ava.Fingerprint]) 
         + f"<td>{ranking.mean_ranks[f.tower]:.2f}</td></tr>"
         for f in fingerprints
     )
-    return f"<table><tr><th>encoder</th>{head}<th>mean rank</th></tr>{rows}</table>"
+    return f'<div class="scroll"><table><tr><th>encoder</th>{head}<th>mean rank</th></tr>{rows}</table></div>'
 
 
 def main() -> None:
