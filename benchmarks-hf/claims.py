@@ -30,6 +30,7 @@ CASES = (  # in the order in which they read each other's results
     "finer_cam_masking",
     "prompt_cam_traits",
     "compbench_nano",
+    "peft_ensemble_digits",
     "partial_tune_digits",
     "partial_tune_creatures",
     "partial_tune_photos",
@@ -250,6 +251,35 @@ def partial_tune() -> list[Claim]:
     ]
 
 
+def ensembles() -> list[Claim]:
+    """Students of ensembles, and what methods share."""
+    wanted = {
+        "student of V-PET over labelled-only": ("V-PET", "the student beats labelled-only PEFT", 1),
+        "student of V-PET over student of ST": ("V-PET", "an ensemble teaches better than one model", 1),
+        "4 methods together over their mean": ("PETL study", "ensembles of methods gain", 1),
+        "agreement: 4 methods minus 4 seeds": ("PETL study", "methods disagree more than seeds do", -1),
+        "LoRA halfway minus tuned, shifted": ("PETL study", "weights between help under shift", 1),
+    }
+    rows = {row["what"]: row for row in read_rows("peft_ensemble_digits")}
+    claims = []
+    for what, (system, text, sign) in wanted.items():
+        low, high = sorted(100 * sign * rows[what][key] for key in ("low", "high"))
+        claims.append(
+            Claim(
+                system=system,
+                claim=text,
+                here="accuracy" if sign > 0 else "less agreement",
+                unit="points",
+                differs="digits, ten seeds",
+                case="peft_ensemble_digits",
+                gain=100 * sign * rows[what]["value"],
+                low=low,
+                high=high,
+            )
+        )
+    return claims
+
+
 def bioclip() -> list[Claim]:
     """Geometry that follows ecology, variation across it, and what hierarchical captions bring."""
     wanted = {
@@ -285,7 +315,15 @@ def bioclip() -> list[Claim]:
     ]
 
 
-SYSTEMS: tuple[Callable[[], list[Claim]], ...] = (meda, finer_cam, prompt_cam, compbench, partial_tune, bioclip)
+SYSTEMS: tuple[Callable[[], list[Claim]], ...] = (
+    meda,
+    finer_cam,
+    prompt_cam,
+    compbench,
+    ensembles,
+    partial_tune,
+    bioclip,
+)
 
 
 def format_gain(claim: Claim) -> str:
