@@ -20,7 +20,7 @@ def test_demo_writes_its_section_and_numbers(tmp_path: Path) -> None:
     run("demo.py", tmp_path, "--n", "960")
     section = (tmp_path / "out" / "section.html").read_text()
     assert section.count('src="data:image/png;base64,') == 5
-    assert section.count("<ul>") == section.count("</ul>") > 3 * 5
+    assert section.count("<ul>") == section.count("</ul>") >= 3 * 5  # a list for each rank of three trees
     assert "<b>" in section
     summary = json.loads((tmp_path / "out" / "result.json").read_text())["summary"]
     share = {name.partition(",")[0]: value.partition("%")[0] for name, value in summary.items()}
