@@ -1,4 +1,5 @@
 import hashlib
+import importlib.metadata
 import json
 import os
 import signal
@@ -156,7 +157,7 @@ def test_log_says_what_made_the_rows(folders: dict[str, str], tmp_path: Path) ->
     assert entries["index_sha256"] == hashlib.sha256("\n".join(lines).encode()).hexdigest()
     assert len(entries["processor_sha256"]) == 64
     assert entries["model_sha256"] == hash_model(CLIPModel.from_pretrained(folders["model"]))
-    assert entries["versions"]["torch"] == torch.__version__
+    assert entries["versions"]["torch"] == importlib.metadata.version("torch")
     assert (entries["command"], entries["arguments"]["images"]) == ("predict", IMAGES)
     assert (entries["num_images"], entries["num_done_before"]) == (4, 0)
     assert entries["started"] <= entries["ended"]
