@@ -109,3 +109,31 @@ def test_masked_attention_stays_as_it_is() -> None:
         causal = nn.functional.scaled_dot_product_attention(*inputs, is_causal=True)
         masked = nn.functional.scaled_dot_product_attention(*inputs, attn_mask=torch.eye(6, dtype=torch.bool))
     assert all("Sparse" not in output.grad_fn.name() for output in (causal, masked))
+
+
+def test_input_of_a_gelu_that_is_written_into_is_an_error_as_without_us() -> None:
+    leaf = TOKENS.clone().requires_grad_()
+    with SparseBackward():
+        widened = LAYERS[0](leaf) * 1
+        activated = nn.functional.gelu(widened)
+        widened.add_(1)
+        output = LAYERS[2](activated)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output[:, :1].sum().backward()
+
+
+def test_keys_that_are_written_into_are_an_error_as_without_us() -> None:
+    inputs = [torch.randn(1, 2, 6, 4).requires_grad_() for _ in range(3)]
+    query, key, value = (part * 1 for part in inputs)
+    with SparseBackward():
+        output = nn.functional.scaled_dot_product_attention(query, key, value)
+    key.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output[:, :, :1].sum().backward()
+
+
+def test_attention_with_a_scale_of_zero_is_a_mean() -> None:
+    inputs = [torch.randn(1, 2, 6, 4).requires_grad_() for _ in range(3)]
+    with SparseBackward():
+        output = nn.functional.scaled_dot_product_attention(*inputs, scale=0.0)
+    torch.testing.assert_close(output, inputs[2].mean(dim=2, keepdim=True).expand_as(output))

@@ -61,6 +61,7 @@ class _SparseAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(query, key, value)  # which tells if they were written into
         ctx.inputs, ctx.scale = [part.detach().requires_grad_() for part in (query, key, value)], scale
         with torch.enable_grad():
             ctx.output = F.scaled_dot_product_attention(ctx.inputs[0], ctx.inputs[1], ctx.inputs[2], scale=scale)
@@ -70,7 +71,7 @@ class _SparseAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value = (part.detach() for part in ctx.inputs)  # (B, H, N, D)
+        query, key, value = ctx.saved_tensors  # (B, H, N, D)
         rows = gradient.transpose(0, 2).flatten(1).any(dim=1).nonzero()[:, 0]
         if 2 * len(rows) > query.shape[2]:
             return *torch.autograd.grad(ctx.output, ctx.inputs, gradient, retain_graph=True), None
@@ -102,27 +103,29 @@ class SparseBackward(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        # The last GELU: its output, the version of that, its input and its options.
-        self._gelu: tuple[ReferenceType[Tensor], int, Tensor, dict[str, Any]] | None = None
+        # The last GELU: its output, its input, the versions of both, and its options.
+        self._gelu: tuple[ReferenceType[Tensor], Tensor, tuple[int, int], dict[str, Any]] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.linear and torch.is_grad_enabled() and not kwargs and _is_plain(args):
             return self._linear(args[0], args[1].detach(), args[2] if len(args) > 2 else None)
         if func is F.scaled_dot_product_attention and _is_plain_attention(args, kwargs):
-            return _SparseAttention.apply(*args, kwargs.get("scale") or args[0].shape[-1] ** -0.5)  # type: ignore[no-untyped-call]
+            scale = kwargs.get("scale")
+            return _SparseAttention.apply(*args, args[0].shape[-1] ** -0.5 if scale is None else scale)  # type: ignore[no-untyped-call]
         output = func(*args, **kwargs)
         if func is F.gelu and args and type(output) is Tensor and output.requires_grad:
-            self._gelu = (ref(output), output._version, args[0], kwargs)
+            self._gelu = (ref(output), args[0], (output._version, args[0]._version), kwargs)
         return output
 
     def _linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._gelu is not None and self._gelu[0]() is inputs and self._gelu[1] == inputs._version:
-            _, _, before, options = self._gelu
-            output: Tensor = _SparseGeluLinear.apply(before, inputs.detach(), weight, bias, options)  # type: ignore[no-untyped-call]
-        else:
-            output = _SparseLinear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
-        return output
+        if self._gelu is not None and self._gelu[0]() is inputs:
+            _, before, versions, options = self._gelu
+            if versions == (inputs._version, before._version):  # neither was written into since
+                output: Tensor = _SparseGeluLinear.apply(before, inputs.detach(), weight, bias, options)  # type: ignore[no-untyped-call]
+                return output
+        plain: Tensor = _SparseLinear.apply(inputs, weight, bias)  # type: ignore[no-untyped-call]
+        return plain
 
 
 def _is_plain(args: Any) -> bool:
