@@ -14,6 +14,7 @@ from transformers import AutoModel
 
 from prompt_cam import PromptCAMConfig, PromptCAMForImageClassification, get_prompt_cam_model
 from prompt_cam.adapter import save_adapter
+from prompt_cam.cards import build_card
 from support.tiny_vits import build_inputs, build_vit
 
 Tensors = dict[str, torch.Tensor]
@@ -83,6 +84,15 @@ def test_push_to_hub_uploads_the_adapter_folder(
     assert model.push_to_hub("adapter") == "https://commit"
     card = [] if has_card else ["README.md"]
     assert sent == {"me/adapter": [*card, "adapter_config.json", "adapter_model.safetensors"]}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "base_model"),
+    [("facebook/dino-vitb16", "facebook/dino-vitb16"), ("/home/me/my backbone", None), (None, None)],
+)
+def test_card_names_backbones_of_the_hub_alone(backbone: str | None, base_model: str | None) -> None:
+    card = build_card(PromptCAMConfig(num_classes=3, base_model_name_or_path=backbone))
+    assert ModelCard(card).data.base_model == base_model
 
 
 def test_card_says_how_to_load_and_is_not_overwritten(model: Any, tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
 """The model card that goes with an adapter."""
 
+from pathlib import Path
+
 from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from prompt_cam.configuration_prompt_cam import PromptCAMConfig
 
@@ -36,7 +40,7 @@ def build_card(config: PromptCAMConfig) -> str:
     data = ModelCardData(
         library_name="prompt-cam",
         pipeline_tag="image-classification",
-        base_model=backbone,
+        base_model=backbone if backbone and _is_hub_id(backbone) else None,
         tags=["prompt-cam", "interpretability"],
     )
     names = config.id2label or {}
@@ -48,3 +52,12 @@ def build_card(config: PromptCAMConfig) -> str:
         argument="" if backbone else ", backbone",
         classes=", ".join(names[index] for index in sorted(names)) or f"0 to {config.num_classes - 1}, without names",
     )
+
+
+def _is_hub_id(name: str) -> bool:
+    """Whether the Hub would take this for a model; it refuses cards whose `base_model` is a folder."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not Path(name).is_dir()
