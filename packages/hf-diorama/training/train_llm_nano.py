@@ -41,7 +41,7 @@ SIZES = {
     "s": {"hidden_size": 80, "num_hidden_layers": 3, "intermediate_size": 224, "num_attention_heads": 4},
     "m": {"hidden_size": 160, "num_hidden_layers": 4, "intermediate_size": 560, "num_attention_heads": 4},
 }
-STEPS = {"s": 4_000, "m": 1_500}
+STEPS = 4_000
 BATCH = 16
 
 
@@ -102,7 +102,7 @@ def train(size: str, rows: int, work: Path, out: Path) -> None:
     )
     training = TrainingArguments(
         output_dir=str(work),
-        max_steps=STEPS[size],
+        max_steps=STEPS,
         per_device_train_batch_size=BATCH,
         train_sampling_strategy="group_by_length",
         length_column_name="length",
@@ -248,7 +248,7 @@ def main() -> None:
     if args.evaluate:
         evaluate(name, out)
     else:
-        work = Path(f"{args.work_dir}-{args.size}-{STEPS[args.size]}-steps-{args.rows}-rows")
+        work = Path(f"{args.work_dir}-{args.size}-{STEPS}-steps-{args.rows}-rows")
         train(args.size, args.rows, work, out)
 
 
