@@ -1,4 +1,4 @@
-"""The shortcut audit: it finds what was planted, and mini-AVA has none but the one that is known."""
+"""The shortcut audit: it finds what was planted, and mini-AVA has none."""
 
 import datasets
 import numpy as np
@@ -58,10 +58,6 @@ def test_command_audits(capsys):
     assert capsys.readouterr().out.startswith("texture: question ")
 
 
-# Small things are nearer more often: 3 in 4 pairs of a cone and a tree. A head that reads the question knows that.
-KNOWN = {("rel_depth", "question"): 0.5, ("rel_depth", "mean_color"): 0.3}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("ability", ABILITIES)
 def test_mini_cannot_be_answered_without_looking(ability):
@@ -69,4 +65,4 @@ def test_mini_cannot_be_answered_without_looking(ability):
         load_ability(ability, "mini", split, n=n, image_size=32) for split, n in (("train", 600), ("test", 300))
     )
     for predictor, score in audit_shortcuts(train, test).items():
-        assert score < KNOWN.get((ability, predictor), 0.15), predictor
+        assert score < 0.15, predictor

@@ -24,6 +24,8 @@ RATIO = (1.25, 3.0)
 """Smallest and largest ratio of the two distances."""
 RAISED = 0.5
 """Share of the rows in which both things hang at any height, so that only their size tells their distance."""
+KIND_PAIRS = tuple((short, tall) for short in HEIGHTS for tall in HEIGHTS if HEIGHTS[tall] >= 1.5 * HEIGHTS[short])
+"""Kinds whose heights differ enough for the shorter one to be nearer and yet look shorter."""
 
 
 class _Thing(NamedTuple):
@@ -49,15 +51,18 @@ def _draw_distance(draws: Draws) -> float:
 def _draw_pair(draws: Draws, raised: bool) -> list[_Thing]:
     """Returns the nearer and the farther thing, inside the picture and apart.
 
-    Two coins are tossed first: whether the nearer thing looks taller, and, if they are raised, whether it stands lower
-    on the picture. Things are drawn until they show what the coins say, so that neither cue tells who is closer.
+    Two coins are tossed first: whether the kind that is taller in life is the nearer one, and, if they are raised,
+    whether the nearer thing stands lower on the picture. The taller kind looks taller in either case, so that neither
+    the kinds nor their size on the picture tell who is closer: only the one seen with the other.
     """
-    taller, lower = draws.chance(0.5), draws.chance(0.5)
+    tall_is_near, lower = draws.chance(0.5), draws.chance(0.5)
+    short, tall = draws.choice(KIND_PAIRS)
+    kinds = (tall, short) if tall_is_near else (short, tall)
+    farthest_ratio = min(RATIO[1], 0.95 * HEIGHTS[tall] / HEIGHTS[short])
     while True:
         near = _draw_distance(draws)
-        far = near * draws.uniform(*RATIO)
-        kinds = draws.sample(tuple(HEIGHTS), 2)
-        if far > FARTHEST or (HEIGHTS[kinds[0]] / near > HEIGHTS[kinds[1]] / far) != taller:
+        far = near * draws.uniform(RATIO[0], farthest_ratio)
+        if far > FARTHEST:
             continue
         for _ in range(10):
             things = []
