@@ -1,8 +1,11 @@
 """Model cards say what a reader needs: what to import, what was selected and why, what a student was taught."""
 
+import pytest
+from huggingface_hub import ModelCard
 from peft import LoraConfig, get_peft_model
 
 from peft_ensemble import MemberSpec, PeftEnsemble, SSFConfig
+from peft_ensemble.cards import ensemble_card, member_card
 from support.tiny_ensembles import LABEL_NAMES, arguments, draw_images, save_backbones
 
 
@@ -21,6 +24,17 @@ def test_saved_adapters_say_what_to_import_once(build_model, tmp_path):
 def test_cards_of_peft_s_own_methods_stay_as_they_are(build_model, tmp_path):
     get_peft_model(build_model("vit"), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
     assert "peft_ensemble" not in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "base_model"), [("facebook/dinov2-small", ["facebook/dinov2-small"]), ("/home/me/my: backbone", None)]
+)
+def test_cards_name_backbones_of_the_hub_alone(backbone, base_model):
+    spec = MemberSpec(backbone=backbone, method=SSFConfig())
+    for text in (member_card(spec, LABEL_NAMES, 6), ensemble_card([spec], {}, {}, LABEL_NAMES, 6)):
+        data = ModelCard(text).data
+        assert (data.library_name, data.pipeline_tag, data.base_model) == ("peft", "image-classification", base_model)
+        assert backbone in text
 
 
 def test_ensemble_and_student_say_where_they_come_from(tmp_path):

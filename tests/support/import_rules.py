@@ -16,7 +16,16 @@ ALLOWED_REQUIREMENTS = {
     "hf-diorama": {"numpy", "PIL", "datasets"},
     "meda-cache": {"torch", "transformers"},
     "partial-tune": {"torch", "numpy", "safetensors"},
-    "peft-ensemble": {"torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "PIL"},
+    "peft-ensemble": {
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "datasets",
+        "huggingface_hub",
+        "safetensors",
+        "PIL",
+    },
     "prompt-cam": {"torch", "transformers", "safetensors", "huggingface_hub"},
     "taxaclip": {"torch", "transformers", "safetensors", "huggingface_hub", "numpy", "pyarrow", "PIL"},
 }

@@ -1,20 +1,17 @@
 """Model cards of members, students and ensembles."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset
+from huggingface_hub import ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from .members import MemberSpec
 from .selection import Selection
 
-CARD = """---
-library_name: peft
-pipeline_tag: image-classification
-base_model: {backbone}
-tags: [peft-ensemble, {method}]
----
-
+CARD = """{metadata}
 # {method} on {backbone}
 
 {about}
@@ -48,7 +45,9 @@ def add_import(folder: Path) -> None:
     card = next((path for path in (folder / "README.md", folder.parent / "README.md") if path.exists()), None)
     text = card.read_text(encoding="utf-8") if card is not None else ""
     if card is not None and "library_name: peft" in text and "import peft_ensemble" not in text:
-        card.write_text(f"{text.rstrip()}\n{IMPORT}", encoding="utf-8")
+        partial = card.with_name(card.name + ".part")
+        partial.write_text(f"{text.rstrip()}\n{IMPORT}", encoding="utf-8")
+        partial.replace(card)
 
 
 def member_card(spec: MemberSpec, label_names: Sequence[str], num_labeled: int) -> str:
@@ -81,12 +80,7 @@ def ensemble_card(
 ) -> str:
     """The card of an ensemble: its members, and the scores of the candidates that they were selected from."""
     lines = [
-        "---",
-        "library_name: peft",
-        "pipeline_tag: image-classification",
-        "tags: [peft-ensemble]",
-        "---",
-        "",
+        _metadata({spec.backbone for spec in members}, ["peft-ensemble"]),
         f"# An ensemble of {len(members)} adapters",
         "",
         f"Trained on {num_labeled} labelled images by `PeftEnsemble`. Classes: {', '.join(label_names)}.",
@@ -114,12 +108,30 @@ def ensemble_card(
     return "\n".join(lines) + "\n"
 
 
+def _metadata(backbones: Iterable[str], tags: list[str]) -> str:
+    """The block of a card that the Hub reads; it refuses one whose `base_model` is a folder."""
+    known = sorted(filter(_is_hub_id, backbones))
+    data = ModelCardData(
+        library_name="peft", pipeline_tag="image-classification", base_model=known or None, tags=tags
+    )  # fmt: skip
+    return f"---\n{data.to_yaml()}\n---\n"
+
+
+def _is_hub_id(backbone: str) -> bool:
+    try:
+        validate_repo_id(backbone)
+    except HFValidationError:
+        return False
+    return not Path(backbone).is_dir()
+
+
 def _training(spec: MemberSpec) -> str:
     return ", ".join(f"{key} {value}" for key, value in spec.training.items()) or "options of the ensemble"
 
 
 def _card(spec: MemberSpec, label_names: Sequence[str], about: str) -> str:
     return CARD.format(
+        metadata=_metadata({spec.backbone}, ["peft-ensemble", spec.method_name]),
         backbone=spec.backbone,
         method=spec.method_name,
         about=about,

@@ -130,7 +130,10 @@ class FrozenPrefix:
 
     @contextmanager
     def skip(self) -> Iterator[None]:
-        """The model takes the features of `compute` in the place of pixels, and does not run its frozen blocks."""
+        """The model takes the features of `compute` in the place of pixels, and does not run its frozen blocks.
+
+        Its forward is replaced until then: one thread at a time may use the model.
+        """
         first, *others = self._blocks[: self.num_blocks]
         forwards: dict[nn.Module, Forward] = {
             self._base: self._run_on_features,
