@@ -149,12 +149,23 @@ def gpu(session: nox.Session) -> None:
 def minimums(session: nox.Session) -> None:
     """Run the tests with the oldest Python and the oldest versions that the packages allow."""
     dists, options = split_posargs(session)
+    needed = with_siblings(dists)
     pins = Path(session.create_tmp()) / "minimums.txt"
-    pins.write_text("".join(f"{name}=={version}\n" for name, version in lower_bounds(dists).items()), encoding="utf-8")
+    pins.write_text("".join(f"{name}=={version}\n" for name, version in lower_bounds(needed).items()), encoding="utf-8")
     # torchvision: the oldest transformers need it for AutoImageProcessor.
-    session.install(*with_extras(dists), "torchvision>=0.20", *TEST_TOOLS, "-c", str(pins))
+    session.install(*with_extras(needed), "torchvision>=0.20", *TEST_TOOLS, "-c", str(pins))
     session.run("pip", "freeze", silent=False)
     session.run("python", "-m", "pytest", *(f"tests/{dist}" for dist in dists), *options, env=ONE_THREAD)
+
+
+def with_siblings(dists: Iterable[str]) -> list[str]:
+    """These packages, and those of this repository that their extras name."""
+    found = list(dists)
+    for dist in found:
+        for extra in PROJECTS[dist].get("optional-dependencies", {}).values():
+            named = {Requirement(line).name for line in extra}
+            found += [name for name in PROJECTS if name in named and name not in found]
+    return found
 
 
 def lower_bounds(dists: Iterable[str]) -> dict[str, Version]:
