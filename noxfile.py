@@ -151,7 +151,9 @@ def minimums(session: nox.Session) -> None:
     dists, options = split_posargs(session)
     needed = with_siblings(dists)
     pins = Path(session.create_tmp()) / "minimums.txt"
-    pins.write_text("".join(f"{name}=={version}\n" for name, version in lower_bounds(needed).items()), encoding="utf-8")
+    pins.write_text(
+        "".join(f"{name}=={version}\n" for name, version in lower_bounds(needed).items()), encoding="utf-8"
+    )
     # torchvision: the oldest transformers need it for AutoImageProcessor.
     session.install(*with_extras(needed), "torchvision>=0.20", *TEST_TOOLS, "-c", str(pins))
     session.run("pip", "freeze", silent=False)
