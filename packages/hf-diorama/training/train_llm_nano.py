@@ -42,6 +42,7 @@ SIZES = {
     "m": {"hidden_size": 160, "num_hidden_layers": 4, "intermediate_size": 560, "num_attention_heads": 4},
 }
 STEPS = 4_000
+LEARNING_RATE = {"s": 2e-3, "m": 1e-3}
 BATCH = 16
 
 
@@ -106,7 +107,7 @@ def train(size: str, rows: int, work: Path, out: Path) -> None:
         per_device_train_batch_size=BATCH,
         train_sampling_strategy="group_by_length",
         length_column_name="length",
-        learning_rate=2e-3,
+        learning_rate=LEARNING_RATE[size],
         weight_decay=0.01,
         warmup_steps=100,
         lr_scheduler_type="cosine",
@@ -248,7 +249,8 @@ def main() -> None:
     if args.evaluate:
         evaluate(name, out)
     else:
-        work = Path(f"{args.work_dir}-{args.size}-{STEPS}-steps-{args.rows}-rows")
+        rate = LEARNING_RATE[args.size]
+        work = Path(f"{args.work_dir}-{args.size}-{STEPS}-steps-{args.rows}-rows-rate-{rate}")
         train(args.size, args.rows, work, out)
 
 
