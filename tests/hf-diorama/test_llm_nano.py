@@ -1,4 +1,4 @@
-"""A language model that knows the form of answers."""
+"""Two language models of one kind and two sizes, that know the form of answers."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from hf_diorama.worlds.scenes.scene import PLACES
 from hf_diorama.worlds.scenes.texture import TEXTURE_CLASSES
 
 torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-SIZES = ("s",)
+SIZES = ("s", "m")
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,12 @@ def answer(model: Any, tokenizer: Any, question: str) -> str:
     inputs = tokenizer(f"USER: \n{question} ASSISTANT:", return_tensors="pt", return_token_type_ids=False)
     ids = model.generate(**inputs, max_new_tokens=32, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def test_sizes_differ_by_six(models: dict[str, tuple[Any, Any]]) -> None:
+    small, large = (models[size][0].num_parameters() for size in SIZES)
+    assert large >= 6 * small
+    assert models["s"][1].get_vocab() == models["m"][1].get_vocab()
 
 
 @pytest.mark.parametrize("size", SIZES)
