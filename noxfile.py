@@ -247,7 +247,10 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", requires=["dev"], default=False)
 def claims(session: nox.Session) -> None:
-    """Say which claims of the papers hold on the nano models; `-- --run` measures them again first (hours)."""
+    """Say which claims of the papers hold on the nano models; `-- --run` measures them again first (hours).
+
+    `nox -s claims -- --full mine/claims.md --classifier ID --data ID` does so with models and images of your own.
+    """
     python(session, "benchmarks-hf/claims.py", *session.posargs)
 
 

@@ -4,6 +4,9 @@ Two tiny ViTs of different patch size learn scikit-learn's digits 0 to 4 with la
 three images a class. Ten seeds draw the labelled images and the members; backbones and images are the same for all.
 Intervals are 95 percent over seeds (Student's t), differences are paired. Labelled images and those of students are
 taken as they are; FixMatch and SoftMatch have their weak and strong views, which mirror digits.
+
+With images and two backbones of the user, members learn all classes from ten images each; five seeds, and the views
+of `peft_ensemble_photos`.
 """
 
 import tempfile
@@ -17,7 +20,10 @@ from sklearn.datasets import load_digits
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 import few_shot
+from cases.peft_ensemble_creatures import draw_few
+from given import Given, load_images
 
+NEEDS = ("backbones", "data")
 SEEDS = 10
 SHOTS = 3
 FIRST_TEST = 1200
@@ -91,6 +97,39 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
     seeds = range(2 if quick else SEEDS)
     about = Path(__file__).read_text(encoding="utf-8") + str(quick)
     return few_shot.run_seeds("digits", lambda seed: build_digits(seed, quick=quick), seeds, about)
+
+
+def build_given(given: Given, seed: int, *, quick: bool) -> few_shot.Task:
+    images, labels, names = load_images(given.data, "train", 200 if quick else 4_000)
+    few, rest = draw_few(labels, 2 if quick else 10, seed)
+    pool = few + rest[: 16 if quick else 2_000]
+    tests, test_labels, _ = load_images(given.data, "test", 16 if quick else 2_000)
+
+    def choose(indices: list[int]) -> Dataset:
+        chosen = {"image": [images[index] for index in indices], "label": [labels[index] for index in indices]}
+        return Dataset.from_dict({**chosen, "id": [f"train-{index}" for index in indices]})
+
+    test = Dataset.from_dict({"image": tests, "label": test_labels, "id": [f"test-{n}" for n in range(len(tests))]})
+    return few_shot.Task(
+        seed=seed,
+        backbones=given.backbones,
+        label_names=names,
+        labeled=choose(few),
+        pool=choose(pool),
+        test=test,
+        shifted=few_shot.shift(test, "rotated"),
+        learning_rates=[5e-3] if quick else [2e-2, 5e-3, 1e-3],
+        augmentation="weak",
+        views=("weak", "strong"),
+        member_epochs=1 if quick else 25,
+        student_epochs=1 if quick else 6,
+    )
+
+
+def run_given(given: Given, *, quick: bool) -> list[dict[str, Any]]:
+    about = f"{Path(__file__).read_text(encoding='utf-8')}{given}{quick}"
+    seeds = range(2 if quick else 5)
+    return few_shot.run_seeds("given", lambda seed: build_given(given, seed, quick=quick), seeds, about)
 
 
 PLOT = None
