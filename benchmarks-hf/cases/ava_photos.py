@@ -2,8 +2,8 @@
 
 What is asked about is built in (a pasted photo, rendered letters, a region's mean colour); the photos are real, and
 those of the test split are in no train item: see `photo_items.py`. The tower never saw a photo; two encoders have
-abilities that follow from their definition, `blind` is the control. The head is connector and LoRA on `llm-nano-s`.
-`probe` rows are an attentive probe on the same tokens, which cannot write text.
+abilities that follow from their definition. The head is connector and LoRA on `llm-nano-s`; the control is its answers
+to tokens of other images. `probe` rows are an attentive probe on the same tokens, which cannot write text.
 
 The photos are read from the folder of Parquet files that the environment variable CIFAR10_DIR names, or from the Hub.
 Finished towers are kept in the folder AVA_RUNS, or one in /tmp, and not repeated.
@@ -26,7 +26,7 @@ from photo_items import BUILDERS, write_items
 
 __all__ = ["PLOT", "run"]
 LLM = "llm-nano-s"
-TOWERS = ("vfm-nano-supervised", "patch-colour", "edge-hist", "blind")
+TOWERS = ("vfm-nano-supervised", "patch-colour", "edge-hist")
 SIZES = {"train": 1_200, "test": 250}
 
 
@@ -41,7 +41,7 @@ def run(*, quick: bool) -> list[dict[str, Any]]:
     }
     source = write_items(out / "items", photos, sizes)
     profile = replace(
-        PROFILE, name="photos", n_train=sizes["train"], n_test=sizes["test"], epochs=2, localization_epochs=2
+        PROFILE, name="photos", n_train=sizes["train"], n_test=sizes["test"], epochs=13, localization_epochs=5
     )
     rows: list[dict[str, Any]] = []
     for name in TOWERS[-2:] if quick else TOWERS:
