@@ -45,6 +45,23 @@ def test_fisher_ratio_is_its_formula() -> None:
     assert result.fisher_ratio == pytest.approx([11**2 / (1 + 4), 4**2 / (1 + 1)])
 
 
+def test_only_variation_between_captions_is_penalised() -> None:
+    """What a class' loss does to variation around an image, to second order: the covariance of the captions."""
+    generator = torch.Generator().manual_seed(0)
+    captions = torch.nn.functional.normalize(torch.randn(4, 6, generator=generator, dtype=torch.double), dim=1)
+    image, scale = torch.randn(6, generator=generator, dtype=torch.double), 10.0
+
+    def loss(image: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(scale * captions @ image, torch.tensor(1))
+
+    probs = (scale * captions @ image).softmax(dim=0)
+    centered = captions - probs @ captions
+    hessian = torch.autograd.functional.hessian(loss, image)
+    torch.testing.assert_close(hessian, scale**2 * centered.T @ (probs[:, None] * centered), rtol=0, atol=1e-12)
+    across = torch.eye(6, dtype=torch.double) - (basis := species_subspace(captions)) @ basis.T
+    torch.testing.assert_close(hessian @ across, torch.zeros(6, 6, dtype=torch.double), rtol=0, atol=1e-12)
+
+
 def test_permutations_give_uniform_p_values_where_there_is_no_variation() -> None:
     generator = torch.Generator().manual_seed(1)
     values = []

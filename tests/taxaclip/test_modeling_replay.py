@@ -7,7 +7,7 @@ from transformers import AutoModel, CLIPModel
 
 import taxaclip
 from support.taxa_streams import build_model, build_processor
-from taxaclip import ReplayCLIPModel
+from taxaclip import ReplayCLIPModel, contrastive_loss
 from taxaclip.convert import REPLAY_FILE
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -72,6 +72,21 @@ def test_both_batches_go_through_their_projection() -> None:
         (output.replay_text_embeds, model(**replay).text_embeds),
     ):
         torch.testing.assert_close(torch.nn.functional.normalize(embeds, dim=1), expected)
+
+
+def test_each_projection_learns_from_its_own_loss_alone() -> None:
+    model = build_model(replay=True)
+    inputs, replay = make_inputs(3), make_inputs(3, seed=1)
+    output = model(**inputs, **{f"replay_{name}": value for name, value in replay.items()})
+    for image, text, learning, resting in (
+        (output.image_embeds, output.text_embeds, model.visual_projection, model.replay_projection),
+        (output.replay_image_embeds, output.replay_text_embeds, model.replay_projection, model.visual_projection),
+    ):
+        model.zero_grad()
+        contrastive_loss(image, text, model.logit_scale).backward(retain_graph=True)
+        assert learning.weight.grad.abs().max() > 0
+        assert resting.weight.grad is None
+        assert model.text_projection.weight.grad.abs().max() > 0
 
 
 def test_projection_is_found_in_any_cache_of_the_hub_at_any_revision(tmp_path: Path) -> None:

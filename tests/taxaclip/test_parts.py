@@ -9,6 +9,7 @@ from transformers import CLIPModel, CLIPProcessor
 from support.taxa import TAXA
 from taxaclip import TaxonIndex, texts, writing
 from taxaclip.parts import Parts
+from taxaclip.provenance import hash_model
 from taxaclip.writing import write_embeddings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -49,6 +50,17 @@ def test_stopped_embedding_computes_no_batch_twice(
     assert len(seen) == 2
     assert read_whole(tmp_path / "out.safetensors") == read_whole(tmp_path / "whole.safetensors")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_model_has_one_hash_wherever_it_is(clip: tuple[CLIPModel, CLIPProcessor], tmp_path: Path) -> None:
+    for name in "ab":
+        clip[0].save_pretrained(tmp_path / name)
+    copies = [CLIPModel.from_pretrained(tmp_path / name) for name in "ab"]
+    assert hash_model(copies[0]) == hash_model(copies[1])
+    copies[1].logit_scale.data += 1
+    assert hash_model(copies[0]) != hash_model(copies[1])
+    copies[0].config.vision_config.hidden_act = "quick_gelu"
+    assert hash_model(copies[0]) != hash_model(clip[0])
 
 
 def test_stopped_index_goes_on(

@@ -6,9 +6,10 @@ import pytest
 import torch
 from datasets import Dataset
 from PIL import Image
-from transformers import CLIPModel, CLIPProcessor, pipeline
+from transformers import AutoImageProcessor, CLIPModel, CLIPProcessor, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
+from transformers.utils import is_torchvision_available
 
 from support.taxa import TAXA
 from taxaclip import TaxonClassifier, TaxonIndex, register_pipeline
@@ -59,6 +60,21 @@ def test_model_and_index_are_loaded_from_folders(
     assert type(classify.model) is CLIPModel
     expected = list(TaxonClassifier(model, processor, index).predict(IMAGES, rank="auto", min_confidence=0.0))
     assert_same_rows(classify(IMAGES), expected)
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="needs torchvision, which only the oldest versions have")
+def test_torchvision_does_not_resize(clip: tuple[CLIPModel, CLIPProcessor], index: TaxonIndex, tmp_path: Path) -> None:
+    model, processor = clip
+    model.save_pretrained(tmp_path)
+    processor.image_processor.save_pretrained(tmp_path)
+    theirs = AutoImageProcessor.from_pretrained(tmp_path)
+    ours = pipeline(TASK, str(tmp_path), index=index).image_processor
+    with Image.open(IMAGES[2]) as image:
+        exact, found, other = (
+            each(image, return_tensors="pt")["pixel_values"] for each in (processor.image_processor, ours, theirs)
+        )
+    assert not torch.equal(other, exact)
+    assert torch.equal(found, exact)
 
 
 def test_wrong_options_are_refused(clip: tuple[CLIPModel, CLIPProcessor], index: TaxonIndex) -> None:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+from transformers import CLIPTokenizer
 
 from taxaclip.taxonomy import RANKS, TEXT_TYPES, TaxonPath, clean_text, normalise, parse_underscore_label, sort_taxa
 
@@ -75,6 +76,18 @@ def test_names_are_normalised(genus: str, epithet: str, expected: tuple[str, str
 def test_text_is_cleaned_as_open_clip_does() -> None:
     assert clean_text("  Aedes  (Stegomyia)\taegypti ") == "Aedes (Stegomyia) aegypti"
     assert clean_text("a &amp;amp; b &lt;c&gt;") == "a & b <c>"
+
+
+def test_tokens_are_those_of_open_clip_once_texts_are_cleaned() -> None:
+    bpe = json.loads((GOLDEN / "bpe.json").read_text())
+    tokenizer = CLIPTokenizer(vocab=bpe["vocab"], merges=[tuple(merge.split()) for merge in bpe["merges"]])
+    for entry in json.loads((GOLDEN / "tokenizer.json").read_text()):
+        cleaned, raw = (
+            tokenizer(text, truncation=True, max_length=77)["input_ids"]
+            for text in (clean_text(entry["text"]), entry["text"])
+        )
+        assert [*cleaned, *[0] * (77 - len(cleaned))] == entry["ids"], entry["text"]  # open_clip fills up with zeros
+        assert (raw == cleaned) == ("&amp;" not in entry["text"])
 
 
 def test_sorting_makes_every_clade_an_interval() -> None:

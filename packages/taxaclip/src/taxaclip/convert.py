@@ -18,6 +18,7 @@ from transformers import CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from taxaclip import open_clip
+from taxaclip.cards import write_model_card
 from taxaclip.provenance import hash_file
 
 CONFIG = "open_clip_config.json"
@@ -136,8 +137,8 @@ def open_clip_to_hf(
 ) -> Path:
     """Writes an open_clip checkpoint as a folder that `CLIPModel.from_pretrained` loads, and returns the folder.
 
-    The folder holds the model (safetensors), the image processor, the tokenizer's files if `src` has them, and
-    `conversion.json` with the hash of the source. It is written whole or not at all.
+    The folder holds the model (safetensors), the image processor, the tokenizer's files if `src` has them, a model
+    card, and `conversion.json` with the hash of the source. It is written whole or not at all.
 
     Args:
         src (`str` or `Path`): folder or file of the checkpoint; without `open_clip_config.json` beside it the
@@ -190,6 +191,7 @@ def open_clip_to_hf(
             save_file({open_clip.REPLAY: replay}, folder / REPLAY_FILE)
         record = {"source": weights.name, "sha256": hash_file(weights), "source_dtypes": dtypes, **options}
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_model_card(folder, config, f"Converted by taxaclip from `{weights.name}` of open_clip ({RECORD}).")
     return dst
 
 
@@ -245,6 +247,8 @@ def hf_to_open_clip(src: str | Path, dst: str | Path) -> Path:
         for name in TOKENIZER_FILES:
             if (src / name).is_file():
                 shutil.copyfile(src / name, folder / name)
+        about = "Converted by taxaclip from a CLIPModel of transformers."
+        write_model_card(folder, model.config, about, library="open_clip")
     return Path(dst)
 
 

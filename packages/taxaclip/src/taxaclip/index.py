@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
+from taxaclip.cards import build_index_card
 from taxaclip.clades import Interval, Pair, Within, active_groups, find_intervals, read_pairs
 from taxaclip.functional import rank_offsets, rank_sums
 from taxaclip.index_files import read_index, write_index
@@ -207,7 +208,7 @@ class TaxonIndex:
         return name
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Writes the index as safetensors, Arrow and JSON, whole or not at all, and returns the folder.
+        """Writes the index as safetensors, Arrow and JSON, with a card; whole or not at all. Returns the folder.
 
         Args:
             folder (`str` or `Path`): the folder; an index in it is replaced.
@@ -218,7 +219,8 @@ class TaxonIndex:
         tensors = {"embeddings": self.embeddings, "scale": self.scale, "exact": self.exact}
         meta = {"logit_scale": self.logit_scale, "source": self.source}
         held = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        write_index(Path(folder), held, self.offsets, self.table, meta)
+        card = build_index_card(self.table, self.embeddings, self.source)
+        write_index(Path(folder), held, self.offsets, self.table, meta, card)
         return Path(folder)
 
     @classmethod

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from taxaclip.cards import CARD
 from taxaclip.taxonomy import RANKS
 
 FILES = ("index.safetensors", "ranks.safetensors", "taxonomy.arrow", "meta.json")
@@ -18,7 +19,12 @@ EXACT = "exact.safetensors"  # float16 rows beside int8 ones, of which few are e
 
 
 def write_index(
-    folder: Path, tensors: dict[str, torch.Tensor], offsets: dict[str, torch.Tensor], table: pa.Table, meta: Any
+    folder: Path,
+    tensors: dict[str, torch.Tensor],
+    offsets: dict[str, torch.Tensor],
+    table: pa.Table,
+    meta: Any,
+    card: str,
 ) -> None:
     """Writes an index, whole or not at all.
 
@@ -28,11 +34,12 @@ def write_index(
         offsets (`dict`): where the groups of each rank begin.
         table (`pyarrow.Table`): the names.
         meta: anything JSON can hold.
+        card (`str`): its `README.md`.
 
     Raises:
         FileExistsError: if there is something else than an index.
     """
-    known = {*FILES, EXACT}
+    known = {*FILES, EXACT, CARD}
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= known):
         raise FileExistsError(f"Expected a new folder, or one with an index to replace, got {folder}; name another.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -44,6 +51,7 @@ def write_index(
     with pa.OSFile(str(partial / FILES[2]), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     (partial / FILES[3]).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    (partial / CARD).write_text(card, encoding="utf-8")
     partial.chmod(0o755)
     if folder.exists():  # moved aside first, so that one of the two is always whole
         old = partial.with_name(f"{partial.name}-old")

@@ -10,9 +10,11 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.modeling_clip import CLIPOutput
 from transformers.utils.hub import cached_file
 
+from taxaclip.cards import write_model_card
 from taxaclip.convert import REPLAY_FILE
 from taxaclip.open_clip import REPLAY
 
+ABOUT = f"With the second projection of experience replay in `{REPLAY_FILE}`, by taxaclip."
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -77,7 +79,7 @@ class ReplayCLIPModel(CLIPModel):
         return model
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:  # type: ignore[override]
-        """Writes a plain `CLIPModel`, and the replay projection as a file beside it.
+        """Writes a plain `CLIPModel`, and beside it the replay projection and, where there is none, a model card.
 
         Args:
             save_directory (`str` or `Path`): the folder.
@@ -97,6 +99,7 @@ class ReplayCLIPModel(CLIPModel):
             self.config.architectures = ["CLIPModel"]
             self.config.save_pretrained(save_directory)
             save_file({REPLAY: weight.detach().cpu().contiguous()}, Path(save_directory) / REPLAY_FILE)
+            write_model_card(Path(save_directory), self.config, ABOUT)
 
     def strip_replay(self) -> CLIPModel:
         """Returns the plain `CLIPModel`, which shares this one's weights."""

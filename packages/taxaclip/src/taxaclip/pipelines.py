@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers import CLIPModel, Pipeline
 from transformers.image_utils import load_image
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from taxaclip.classification import Row, TaxonClassifier
@@ -17,6 +18,9 @@ OPTIONS = ("rank", "top_k", "min_confidence", "within")
 
 class TaxonClassificationPipeline(Pipeline):
     """Images to rows of taxa, as a pipeline of transformers: made by `pipeline("taxon-classification", ...)`.
+
+    Images are resized by PIL, as open_clip does. Where torchvision is installed, transformers loads processors that
+    resize by it, up to a grey level differently; a `CLIPImageProcessor` of that kind is replaced.
 
     Args:
         index (`TaxonIndex`, `str` or `Path`): the index, or its folder.
@@ -37,6 +41,8 @@ class TaxonClassificationPipeline(Pipeline):
     def __init__(self, *args: Any, index: TaxonIndex | str | Path, **kwargs: Any):
         self.index = index if isinstance(index, TaxonIndex) else TaxonIndex.from_pretrained(index)
         super().__init__(*args, **kwargs)
+        if type(self.image_processor).__name__ == "CLIPImageProcessor":
+            self.image_processor = CLIPImageProcessorPil.from_dict(self.image_processor.to_dict())
         self.classifier = TaxonClassifier(self.model, None, self.index)
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

@@ -11,16 +11,20 @@ from typing import Any
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
+from taxaclip.cards import CARD
+
 LIBRARIES = ("taxaclip", "torch", "transformers", "safetensors", "pyarrow", "pillow")
+NOT_HASHED = ("_name_or_path", "transformers_version")  # of a configuration: where it was, not what it is
 
 
 def hash_model(model: CLIPModel) -> str:
-    """Returns the SHA-256 of a model's configuration and weights, whatever their device.
+    """Returns the SHA-256 of a model's configuration and weights, wherever they were read from and are.
 
     Args:
         model (`CLIPModel`): the model.
     """
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True, default=str).encode())
+    config = {name: value for name, value in model.config.to_dict().items() if name not in NOT_HASHED}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -51,12 +55,12 @@ def hash_file(path: Path) -> str:
 
 
 def hash_folder(folder: Path) -> str:
-    """Returns the SHA-256 of the names and contents of the files of a folder.
+    """Returns the SHA-256 of the names and contents of the files of a folder, but for its card.
 
     Args:
         folder (`Path`): the folder, without folders in it.
     """
-    lines = (f"{path.name} {hash_file(path)}" for path in sorted(folder.iterdir()))
+    lines = (f"{path.name} {hash_file(path)}" for path in sorted(folder.iterdir()) if path.name != CARD)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

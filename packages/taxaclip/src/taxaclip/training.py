@@ -15,6 +15,7 @@ from transformers import CLIPModel, CLIPProcessor, Trainer, TrainerCallback, Tra
 from transformers.trainer import TRAINER_STATE_NAME
 
 from taxaclip.batches import Batch, ContrastiveBatches
+from taxaclip.cards import drop_local_base_model, write_model_card
 from taxaclip.convert import REPLAY_FILE
 from taxaclip.distributed import cached_backward, distributed_contrastive_loss
 from taxaclip.modeling_replay import ReplayCLIPModel
@@ -268,7 +269,21 @@ class ContrastiveTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            self.processor.save_pretrained(output_dir or self.args.output_dir)
+            folder = Path(output_dir or str(self.args.output_dir))
+            self.processor.save_pretrained(folder)
+            drop_local_base_model(folder)  # of peft, which writes cards of its own
+            about = f"Trained by taxaclip on images and their taxonomy, with targets `{self.args.targets}`."
+            write_model_card(folder, self.accelerator.unwrap_model(self.model).config, about)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Writes the model card of `Trainer`, without the path of a model that is not on the Hub.
+
+        Args:
+            args, kwargs: as of `Trainer.create_model_card`.
+        """
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            drop_local_base_model(Path(str(self.args.output_dir)))
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Saves the random states as `Trainer` does, and the state of the streams of this process."""
