@@ -98,3 +98,5 @@ def test_what_has_no_answer_is_refused() -> None:
             trait_alignment(features, trait, taxa)
     with pytest.raises(ValueError, match="strength"):
         trait_alignment(x, [1.0, 2, 3, 4], taxa, strength=0)
+    with pytest.raises(ValueError, match="num_permutations"):
+        taxonomy_alignment(x, taxa, num_permutations=-1)

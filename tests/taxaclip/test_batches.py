@@ -121,6 +121,7 @@ def test_wrong_arguments_are_refused(files: dict[str, list[str]], tmp_path: Path
         {"batch_size": 0},
         {"replay_stream": general},
         {"replay_batch_size": 2},
+        {"replay_stream": general, "replay_batch_size": -1},
         {"text_mix": {"tag": 1.0}},
         {"text_mix": {"sci": 0.0}},
         {"text_mix": {"sci": 2.0, "com": -1.0}},

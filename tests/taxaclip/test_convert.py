@@ -145,6 +145,17 @@ def test_unsupported_options_are_refused_by_name(section: str, name: str, value:
         open_clip.build_config(golden_options(**{section: {name: value}})["model_cfg"])
 
 
+def test_what_tells_too_little_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=r"lacks visual\.conv1\.weight"):
+        taxaclip.open_clip_to_hf(checkpoint(tmp_path / "other", {"weight": torch.ones(2)}), tmp_path / "dst")
+    with pytest.raises(UnsupportedArchitecture, match="text_cfg"):
+        open_clip.build_config({"embed_dim": 8, "vision_cfg": {}})
+    with pytest.raises(UnsupportedArchitecture, match="square"):
+        open_clip.build_config(golden_options(vision_cfg={"image_size": [32, 64]})["model_cfg"])
+    with pytest.raises(ValueError, match="hidden_act"):
+        open_clip.build_config(golden_options()["model_cfg"], hidden_act="relu")
+
+
 def test_resnet_and_siglip_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedArchitecture, match="ResNet"):
         open_clip.build_config(golden_options(vision_cfg={"layers": [3, 4, 6, 3]})["model_cfg"])
@@ -232,6 +243,11 @@ def test_other_preprocessing_is_refused() -> None:
         convert.build_image_processor({"resize_mode": "longest"}, 64)
 
 
+def convert_twice(src: Path, dst: Path) -> Path:
+    taxaclip.open_clip_to_hf(src, dst)
+    return taxaclip.open_clip_to_hf(src, dst)
+
+
 def test_from_pretrained_converts_once_and_returns_stock_objects(
     tmp_path: Path, tokenizer: CLIPTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +262,10 @@ def test_from_pretrained_converts_once_and_returns_stock_objects(
     again, _ = taxaclip.from_pretrained(src / convert.WEIGHTS[0])
     assert set((tmp_path / "home" / "taxaclip").iterdir()) == folders
     assert type(model) is CLIPModel
+    with monkeypatch.context() as patch:  # another process that converts the same was faster
+        patch.setattr(convert, "open_clip_to_hf", lambda src, dst: convert_twice(src, dst))
+        patch.setattr(convert, "HF_HOME", str(tmp_path / "other home"))
+        taxaclip.from_pretrained(src)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert processor(text=["a b"], return_tensors="pt")["input_ids"][0, -1] == 599
 

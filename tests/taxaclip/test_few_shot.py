@@ -69,6 +69,8 @@ def test_wrong_options_are_refused(options: dict[str, object], message: str) -> 
 def test_labels_must_fit_the_features() -> None:
     with pytest.raises(ValueError, match="one label"):
         FewShotClassifier.fit(torch.ones(3, 2), ["a"])
+    with pytest.raises(ValueError, match=r"\(num_images, 3\), got \(2, 4\)"):
+        FewShotClassifier.fit(torch.eye(3), ["a", "b", "c"]).predict(torch.ones(2, 4))
 
 
 def test_features_must_be_finite() -> None:

@@ -111,6 +111,14 @@ def test_one_species_has_no_subspace() -> None:
         species_subspace(torch.ones(2, 3), energy=0)
 
 
+def test_what_has_no_answer_is_refused() -> None:
+    species, variants = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(ValueError, match="equal in every species"):
+        variation_geometry(torch.ones(4, 3), species, variants)
+    with pytest.raises(ValueError, match="num_permutations"):
+        variation_geometry(torch.randn(4, 3), species, variants, num_permutations=-1)
+
+
 def test_features_must_be_finite() -> None:
     x = torch.ones(4, 3)
     x[0, 0] = torch.nan

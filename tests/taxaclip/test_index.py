@@ -227,3 +227,27 @@ def test_wrong_shapes_are_refused() -> None:
         TaxonIndex(TAXA[:-1], embeds, logit_scale=1.0)
     with pytest.raises(ValueError, match="int8"):
         TaxonIndex(TAXA, embeds, logit_scale=1.0, dtype="int4")
+    with pytest.raises(ValueError, match="tribe"):
+        list(index.clades("tribe"))
+
+
+def test_no_taxa_and_no_batch_are_refused(clip: tuple[CLIPModel, CLIPProcessor]) -> None:
+    for taxa, batch_size in (([], 1), (TAXA, 0)):
+        with pytest.raises(ValueError, match="at least one name"):
+            TaxonIndex.build(*clip, taxa, batch_size=batch_size)
+
+
+def test_an_index_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, _ = make_index()
+    index.save_pretrained(tmp_path / "index")
+
+    def fail(*args: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("taxaclip.index_files.pa.ipc.new_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        index.save_pretrained(tmp_path / "index")
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+    assert len(TaxonIndex.from_pretrained(tmp_path / "index")) == len(TAXA)

@@ -50,6 +50,19 @@ def test_labels_need_bins_and_must_differ(clip: tuple[CLIPModel, CLIPProcessor])
         LabelClassifier(*clip, LABELS, bins={"a bee": "x", "wasp, or hornet": "x", "an ant": ""})
     with pytest.raises(ValueError, match="none"):
         LabelClassifier(*clip, [])
+    with pytest.raises(ValueError, match="the string 'bee'"):
+        LabelClassifier(*clip, "bee")
+    classifier = LabelClassifier(*clip, LABELS)
+    with pytest.raises(ValueError, match="top_k"):
+        classifier.predict(IMAGES, top_k=0)
+    with pytest.raises(ValueError, match="top_k"):
+        classifier.rows(torch.ones(1, 24), top_k=0)
+
+
+def test_embeddings_may_have_any_length(clip: tuple[CLIPModel, CLIPProcessor]) -> None:
+    classifier, embeds = LabelClassifier(*clip, LABELS), torch.randn(2, 24)
+    for one, other in zip(classifier.rows(embeds), classifier.rows(7 * embeds), strict=True):
+        assert [row["score"] for row in one] == pytest.approx([row["score"] for row in other], rel=1e-5)
 
 
 def test_batch_size_is_checked() -> None:

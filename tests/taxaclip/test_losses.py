@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from taxaclip import chunked_contrastive_loss, contrastive_loss, replay_loss
+from taxaclip import chunked_contrastive_loss, contrastive_loss, distributed_contrastive_loss, replay_loss
 from taxaclip.losses import soft_targets
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -66,6 +66,11 @@ def test_rows_of_one_taxon_are_right_answers_for_each_other() -> None:
 def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 4\)"):
         chunked_contrastive_loss(torch.ones(3, 4), torch.ones(2, 4), torch.tensor(0.0))
+    for loss in (contrastive_loss, distributed_contrastive_loss):
+        with pytest.raises(ValueError, match=r"\(3, 4\) and \(2, 4\)"):
+            loss(torch.ones(3, 4), torch.ones(2, 4), torch.tensor(0.0))
+        with pytest.raises(ValueError, match="3 rows, got 2"):
+            loss(torch.ones(3, 4), torch.ones(3, 4), torch.tensor(0.0), taxon_ids=torch.arange(2))
     with pytest.raises(ValueError, match="chunk_size"):
         chunked_contrastive_loss(torch.ones(3, 4), torch.ones(3, 4), torch.tensor(0.0), chunk_size=0)
 

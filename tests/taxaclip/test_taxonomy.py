@@ -35,7 +35,7 @@ def test_holes_and_missing_common_names_leave_no_trace() -> None:
     )
 
 
-@pytest.mark.parametrize("names", [("Animalia",), ("",) * 7, (1,) * 7])
+@pytest.mark.parametrize("names", [("Animalia",), ("",) * 7, (1,) * 7, ["Animalia"] * 7])
 def test_broken_paths_are_refused(names: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="Expected"):
         TaxonPath(names)

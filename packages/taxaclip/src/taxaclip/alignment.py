@@ -215,6 +215,8 @@ def _mantel(
     generator: torch.Generator | None,
 ) -> Alignment:
     """(Partial) Mantel test: the species of the right residuals are permuted (Legendre 2000)."""
+    if num_permutations < 0:
+        raise ValueError(f"`num_permutations` must be at least 0, got {num_permutations}.")
     pairs = torch.triu_indices(len(left), len(left), 1).unbind()
     one, other = _residual(left, given, pairs), _residual(right, given, pairs)
     value = _correlation(one[pairs], other[pairs])

@@ -58,7 +58,7 @@ class ContrastiveBatches(torch.utils.data.IterableDataset[Batch]):
         world_size: int = 1,
     ):
         mix = dict(text_mix or dict.fromkeys(TEXT_TYPES, 1.0))
-        if batch_size < 1 or (replay_stream is None) != (replay_batch_size == 0):
+        if batch_size < 1 or replay_batch_size < 0 or (replay_stream is None) != (replay_batch_size == 0):
             raise ValueError(
                 "Expected batch_size >= 1, and a replay_batch_size above 0 with a replay_stream only, "
                 f"got {batch_size} and {replay_batch_size}."

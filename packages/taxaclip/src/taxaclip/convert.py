@@ -96,7 +96,7 @@ def read_options(src: Path, state_dict: open_clip.StateDict) -> dict[str, Any]:
     """
     if (src / CONFIG).is_file():
         options: dict[str, Any] = json.loads((src / CONFIG).read_text(encoding="utf-8"))
-        return {"preprocess_cfg": {}, **options}
+        return {"model_cfg": {}, "preprocess_cfg": {}, **options}
     return {"model_cfg": open_clip.infer_options(state_dict), "preprocess_cfg": {}}
 
 
@@ -333,4 +333,9 @@ def _convert_once(src: Path) -> Path:
         if (weights.parent / name).is_file():
             key.update((weights.parent / name).read_bytes())
     folder = Path(os.environ.get("TAXACLIP_CACHE", Path(HF_HOME) / "taxaclip")) / key.hexdigest()[:32]
-    return folder if folder.exists() else open_clip_to_hf(src, folder)
+    try:
+        return folder if folder.exists() else open_clip_to_hf(src, folder)
+    except OSError:
+        if is_hf_folder(folder):  # of another process, which was first
+            return folder
+        raise

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from taxaclip.losses import chunked_contrastive_loss, soft_targets
+from taxaclip.losses import check_pairs, chunked_contrastive_loss, soft_targets
 
 Embed = Callable[[Any], tuple[torch.Tensor, ...]]
 
@@ -55,7 +55,7 @@ def distributed_contrastive_loss(
         `torch.Tensor`: a scalar, in nats.
 
     Raises:
-        ValueError: for `chunk_size` with `taxon_ids`, which tiles do not know.
+        ValueError: for sizes that differ, or `chunk_size` with `taxon_ids`, which tiles do not know.
 
     Example:
 
@@ -70,6 +70,7 @@ def distributed_contrastive_loss(
     """
     if chunk_size is not None and taxon_ids is not None:
         raise ValueError("Expected `chunk_size` without `taxon_ids`: the loss in tiles has one right answer a row.")
+    check_pairs(image_embeds, text_embeds, taxon_ids)
     image_embeds, text_embeds = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
     all_images, all_texts, all_ids, start = image_embeds, text_embeds, taxon_ids, 0
     if dist.is_available() and dist.is_initialized():

@@ -69,7 +69,8 @@ class FewShotClassifier:
         if not 0 <= alpha <= 1 or strength <= 0:
             raise ValueError(f"Expected alpha in [0, 1] and strength above 0, got {alpha} and {strength}.")
         names = sorted(set(labels))
-        classes = torch.tensor([names.index(label) for label in labels])
+        number = {name: place for place, name in enumerate(names)}
+        classes = torch.tensor([number[label] for label in labels])
         x = F.normalize(features.float(), dim=-1)
         if method == "text+image":
             if text_embeds is None or text_embeds.shape != (len(names), x.shape[1]):
@@ -93,8 +94,10 @@ class FewShotClassifier:
             `torch.Tensor` of shape `(num_images, num_classes)`, classes in alphabetical order.
 
         Raises:
-            ValueError: for embeddings that are not finite.
+            ValueError: for embeddings of another size, or that are not finite.
         """
+        if features.ndim != 2 or features.shape[1] != len(self.mean):
+            raise ValueError(f"Expected features (num_images, {len(self.mean)}), got {tuple(features.shape)}.")
         _check_finite(features)
         x = F.normalize(features.float(), dim=-1) - self.mean
         return F.normalize(x, dim=-1) @ self.weight.T + self.bias

@@ -97,7 +97,8 @@ def variation_geometry(
         generator (`torch.Generator`, *optional*): where the permutations come from.
 
     Raises:
-        ValueError: if shapes do not fit, features are not finite, or a species lacks one of the variants.
+        ValueError: if shapes do not fit, features are not finite, a species lacks one of the variants, the means of
+            all variants are equal, or `num_permutations` is below 0.
 
     Example:
 
@@ -117,12 +118,16 @@ def variation_geometry(
         )
     if not bool(features.isfinite().all()):
         raise ValueError("Expected finite features, got others; check model and dtype.")
+    if num_permutations < 0:
+        raise ValueError(f"`num_permutations` must be at least 0, got {num_permutations}.")
     x = features.double()
     cells = species * 2 + variants
     counts = torch.bincount(cells, minlength=2 * int(species.max() + 1))
     if bool(((variants != 0) & (variants != 1)).any()) or not bool((counts > 0).all()):
         raise ValueError("Expected variants 0 and 1, both of them in every species; leave incomplete species out.")
     means = _cell_means(x, cells, counts)  # (S, 2, D)
+    if torch.equal(means[:, 0], means[:, 1]):
+        raise ValueError("Expected features whose means differ between variants, but they are equal in every species.")
     basis = species_subspace(means.mean(dim=1), energy)
     ratio = _explained(means, basis)
     spread = (x - means.flatten(0, 1)[cells]).square().sum(dim=1)

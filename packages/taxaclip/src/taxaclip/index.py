@@ -103,7 +103,8 @@ class TaxonIndex:
                 f"{len(bad)} embeddings are zero or not finite ({named}); embed these taxa, or leave them out."
             )
         order = sort_taxa(taxa)
-        unit = embeddings.float()[order] / norms[order, None]
+        unit = embeddings.float()[order]
+        unit /= norms[order, None]
         self.scale = unit.abs().amax(dim=1) / 127 if DTYPES[dtype] == torch.int8 else None
         self.embeddings = (
             (unit / self.scale[:, None]).round().to(torch.int8) if self.scale is not None else unit.to(DTYPES[dtype])
@@ -183,7 +184,11 @@ class TaxonIndex:
             named = ", ".join(taxa[i].scientific_name for i in lost[:10])
             logger.warning("%d taxa have an all-zero vector and were left out: %s", len(lost), named)
         return cls(
-            [taxa[i] for i in kept], embeds[kept], logit_scale=logit_scale, dtype=dtype, source={"npy": str(npy)}
+            [taxa[i] for i in kept],
+            embeds[kept] if lost else embeds,
+            logit_scale=logit_scale,
+            dtype=dtype,
+            source={"npy": str(npy)},
         )
 
     def __len__(self) -> int:
@@ -236,7 +241,7 @@ class TaxonIndex:
         """
         index = cls.__new__(cls)
         tensors, index.offsets, index.table, meta = read_index(Path(folder))
-        index.embeddings, index.scale, index.exact = (tensors.get(name) for name in ("embeddings", "scale", "exact"))
+        index.embeddings, index.scale, index.exact = tensors["embeddings"], tensors.get("scale"), tensors.get("exact")
         index.logit_scale, index.source = meta["logit_scale"], meta["source"]
         return index
 
@@ -263,7 +268,12 @@ class TaxonIndex:
 
         Yields:
             the names from the kingdom to the rank, the common name (of species only), and the number of taxa.
+
+        Raises:
+            ValueError: for an unknown rank or clade.
         """
+        if rank not in RANKS:
+            raise ValueError(f"Unknown rank {rank!r}; choose from {list(RANKS)}.")
         offsets, first_rows = active_groups(self.offsets, self.find(within))
         depth = RANKS.index(rank) + 1
         for row, count in zip(first_rows[rank].tolist(), offsets[rank].diff().tolist(), strict=True):

@@ -44,22 +44,25 @@ def write_index(
         raise FileExistsError(f"Expected a new folder, or one with an index to replace, got {folder}; name another.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    save_file({name: tensor for name, tensor in tensors.items() if name != "exact"}, partial / FILES[0])
-    if "exact" in tensors:
-        save_file({"exact": tensors["exact"]}, partial / EXACT)
-    save_file(offsets, partial / FILES[1])
-    with pa.OSFile(str(partial / FILES[2]), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table)
-    (partial / FILES[3]).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-    (partial / CARD).write_text(card, encoding="utf-8")
-    partial.chmod(0o755)
-    if folder.exists():  # moved aside first, so that one of the two is always whole
-        old = partial.with_name(f"{partial.name}-old")
-        folder.replace(old)
-        partial.replace(folder)
-        shutil.rmtree(old)
-    else:
-        partial.replace(folder)
+    try:
+        save_file({name: tensor for name, tensor in tensors.items() if name != "exact"}, partial / FILES[0])
+        if "exact" in tensors:
+            save_file({"exact": tensors["exact"]}, partial / EXACT)
+        save_file(offsets, partial / FILES[1])
+        with pa.OSFile(str(partial / FILES[2]), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+        (partial / FILES[3]).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        (partial / CARD).write_text(card, encoding="utf-8")
+        partial.chmod(0o755)
+        if folder.exists():  # moved aside first, so that one of the two is always whole
+            old = partial.with_name(f"{partial.name}-old")
+            folder.replace(old)
+            partial.replace(folder)
+            shutil.rmtree(old)
+        else:
+            partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_index(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], pa.Table, Any]:

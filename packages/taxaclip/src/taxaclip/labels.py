@@ -1,5 +1,6 @@
 """Zero-shot classification by labels of one's own, which may be summed into bins."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ class LabelClassifier:
         bins (mapping from `str` to `str`, *optional*): the bin of every label; probabilities are summed in bins.
 
     Raises:
-        ValueError: for no or repeated labels, or a label without a bin.
+        ValueError: for no or repeated labels, one string instead of several, or a label without a bin.
 
     Example:
 
@@ -47,7 +48,9 @@ class LabelClassifier:
         templates: Sequence[str] = TEMPLATES,
         bins: Mapping[str, str] | None = None,
     ):
-        repeated = next((label for label in labels if list(labels).count(label) > 1), None)
+        if isinstance(labels, str):
+            raise ValueError(f"Expected a list of labels, got the string {labels!r}; write [{labels!r}] for one.")
+        repeated = next((label for label, count in Counter(labels).items() if count > 1), None)
         if not labels or repeated is not None:
             got = "none" if repeated is None else f"{repeated!r} more than once"
             raise ValueError(f"Expected distinct labels, at least one, got {got}.")
@@ -58,7 +61,8 @@ class LabelClassifier:
         self.embeddings = torch.nn.functional.normalize(embeds, dim=-1)
         bin_of = list(labels) if bins is None else [bins[label] for label in labels]
         self.classes = list(dict.fromkeys(bin_of))
-        self._bin = torch.tensor([self.classes.index(name) for name in bin_of])
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self._bin = torch.tensor([numbers[name] for name in bin_of])
 
     def predict(self, images: Iterable[ImageInput], *, top_k: int = 5, batch_size: int = 32) -> Iterator[list[Row]]:
         """Yields the likeliest labels, or bins, of each image, in the order of the images.
@@ -72,7 +76,15 @@ class LabelClassifier:
         Yields:
             list of `dict` with `file_name`, `classification` and `score` (probability); one of `file_name` and
             `error` where an image cannot be read.
+
+        Raises:
+            ValueError: for a number below 1.
         """
+        if top_k < 1 or batch_size < 1:
+            raise ValueError(f"`top_k` and `batch_size` must be at least 1, got {top_k} and {batch_size}.")
+        return self._predict(images, top_k, batch_size)
+
+    def _predict(self, images: Iterable[ImageInput], top_k: int, batch_size: int) -> Iterator[list[Row]]:
         for names, pictures in read_batches(images, batch_size):
             embeds = embed_images(self.model, self.processor, pictures) if pictures else None
             rows = iter(() if embeds is None else self.rows(embeds, top_k=top_k))
@@ -86,12 +98,14 @@ class LabelClassifier:
         """Returns the rows of `predict`, without `file_name`, for images that are embedded already.
 
         Args:
-            image_embeds (`torch.Tensor` of shape `(num_images, dim)`): their normalised embeddings.
+            image_embeds (`torch.Tensor` of shape `(num_images, dim)`): embeddings of any length.
             top_k (`int`, defaults to 5): labels for each image.
 
         Raises:
-            ValueError: for embeddings that are not finite.
+            ValueError: for embeddings that are not finite, or a `top_k` below 1.
         """
+        if top_k < 1:
+            raise ValueError(f"`top_k` must be at least 1, got {top_k}.")
         if not bool(image_embeds.isfinite().all()):
             raise ValueError("Expected finite image embeddings, got others; check model and dtype.")
         results = []
@@ -102,5 +116,6 @@ class LabelClassifier:
 
     def _score(self, embeds: torch.Tensor) -> torch.Tensor:
         """Probabilities of the classes, (num_images, num_classes)."""
-        probs = (self.model.logit_scale.exp().cpu() * embeds @ self.embeddings.T).softmax(dim=1).detach()
+        unit = torch.nn.functional.normalize(embeds.float().cpu(), dim=-1)
+        probs = (self.model.logit_scale.exp().cpu() * unit @ self.embeddings.T).softmax(dim=1).detach()
         return probs.new_zeros(len(probs), len(self.classes)).index_add_(1, self._bin, probs)

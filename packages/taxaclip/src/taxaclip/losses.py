@@ -29,6 +29,9 @@ def contrastive_loss(
     Returns:
         `torch.Tensor`: a scalar, mean over rows and both directions, in nats.
 
+    Raises:
+        ValueError: if the two batches, or `taxon_ids`, differ in size.
+
     Example:
 
     ```python
@@ -40,6 +43,7 @@ def contrastive_loss(
 
     ```
     """
+    check_pairs(image_embeds, text_embeds, taxon_ids)
     image_embeds, text_embeds = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)
     logits = logit_scale.exp() * image_embeds @ text_embeds.T
     if taxon_ids is None:
@@ -47,6 +51,17 @@ def contrastive_loss(
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     share = soft_targets(taxon_ids, taxon_ids, rank_weights).to(logits.dtype)
     return (F.cross_entropy(logits, share) + F.cross_entropy(logits.T, share)) / 2
+
+
+def check_pairs(image_embeds: torch.Tensor, text_embeds: torch.Tensor, taxon_ids: torch.Tensor | None = None) -> None:
+    """Raises for images without a text each, and for taxa of another number of rows."""
+    if image_embeds.ndim != 2 or image_embeds.shape != text_embeds.shape:
+        raise ValueError(
+            "Expected as many images as texts, of one size, "
+            f"got {tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}."
+        )
+    if taxon_ids is not None and len(taxon_ids) != len(image_embeds):
+        raise ValueError(f"Expected `taxon_ids` of {len(image_embeds)} rows, got {len(taxon_ids)}.")
 
 
 def soft_targets(
@@ -145,11 +160,7 @@ def chunked_contrastive_loss(
 
     ```
     """
-    if image_embeds.shape != text_embeds.shape:
-        raise ValueError(
-            "Expected as many images as texts, of one size, "
-            f"got {tuple(image_embeds.shape)} and {tuple(text_embeds.shape)}."
-        )
+    check_pairs(image_embeds, text_embeds)
     if chunk_size < 1:
         raise ValueError(f"`chunk_size` must be at least 1, got {chunk_size}.")
     image_embeds, text_embeds = F.normalize(image_embeds, dim=-1), F.normalize(text_embeds, dim=-1)

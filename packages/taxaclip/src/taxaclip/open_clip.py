@@ -199,7 +199,9 @@ def to_open_clip(state_dict: Mapping[str, torch.Tensor]) -> StateDict:
 
 
 def check_options(model_cfg: Mapping[str, Any]) -> None:
-    """Raises for an option of open_clip's configuration that `CLIPModel` does not have."""
+    """Raises for an option of open_clip's configuration that `CLIPModel` does not have, or one that is missing."""
+    if missing := sorted({"embed_dim", "vision_cfg", "text_cfg"} - model_cfg.keys()):
+        raise UnsupportedArchitecture(f"Expected {', '.join(missing)} in `model_cfg` of the open_clip configuration.")
     for section, options in (
         ("model_cfg", model_cfg),
         ("vision_cfg", model_cfg["vision_cfg"]),
@@ -213,6 +215,10 @@ def check_options(model_cfg: Mapping[str, Any]) -> None:
             )
     if not isinstance(model_cfg["vision_cfg"]["layers"], int):
         raise UnsupportedArchitecture("Expected a ViT as vision tower, got a ResNet: `layers` is a list.")
+    if not isinstance(model_cfg["vision_cfg"]["image_size"], int):
+        raise UnsupportedArchitecture(
+            f"Expected square images, one number of pixels, got image_size={model_cfg['vision_cfg']['image_size']!r}."
+        )
 
 
 def infer_options(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -220,7 +226,15 @@ def infer_options(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any]:
 
     Args:
         state_dict (mapping of `str` to `torch.Tensor`): tensors under open_clip's plain names.
+
+    Raises:
+        UnsupportedArchitecture: if a tensor that tells a size is missing.
     """
+    told = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj", "positional_embedding")
+    if missing := [name for name in (*told, "token_embedding.weight") if name not in state_dict]:
+        raise UnsupportedArchitecture(
+            f"Expected an open_clip CLIP with a plain ViT, but it lacks {', '.join(missing)}."
+        )
     conv, text = state_dict["visual.conv1.weight"], state_dict["positional_embedding"]
     grid = math.isqrt(len(state_dict["visual.positional_embedding"]) - 1)
 
@@ -254,7 +268,10 @@ def build_config(model_cfg: Mapping[str, Any], hidden_act: str | None = None) ->
 
     Raises:
         UnsupportedArchitecture: for an option that `CLIPModel` does not have, by its name.
+        ValueError: for another `hidden_act`.
     """
+    if hidden_act not in (None, "gelu", "quick_gelu"):
+        raise ValueError(f"Expected hidden_act 'gelu' or 'quick_gelu', got {hidden_act!r}.")
     check_options(model_cfg)
     vision, text = model_cfg["vision_cfg"], model_cfg["text_cfg"]
     act = hidden_act or ("quick_gelu" if model_cfg.get("quick_gelu") else "gelu")

@@ -214,6 +214,10 @@ def parse_caption(row: Mapping[str, Any]) -> Sample:
 
     Args:
         row (mapping): its columns, or the files of a tar.
+
+    Raises:
+        ValueError: if there is no text or no image.
+        OSError: if the image cannot be read.
     """
     text = next((row[name] for name in ("text", "caption", "txt") if row.get(name)), None)
     if not isinstance(text, str):
@@ -226,6 +230,10 @@ def parse_taxon(row: Mapping[str, Any]) -> Sample:
 
     Args:
         row (mapping): its columns, or the files of a tar.
+
+    Raises:
+        ValueError: if there are neither ranks nor captions, or no image.
+        OSError: if the image cannot be read.
     """
     columns = {name.lower(): value for name, value in row.items()}
     if isinstance(columns.get("json"), (str, bytes, dict)):

@@ -46,8 +46,11 @@ class TaxonPath:
 
     def __post_init__(self) -> None:
         """Checks the names."""
-        if len(self.names) != len(RANKS) or not all(isinstance(name, str) for name in self.names):
-            raise ValueError(f"Expected seven names ({', '.join(RANKS)}; '' where unknown), got {self.names!r}.")
+        is_tuple = isinstance(self.names, tuple)
+        if not is_tuple or len(self.names) != len(RANKS) or not all(isinstance(name, str) for name in self.names):
+            raise ValueError(
+                f"Expected a tuple of seven names ({', '.join(RANKS)}; '' where unknown), got {self.names!r}."
+            )
         if not any(self.names):
             raise ValueError("Expected at least one known name in a taxon's path, got seven empty ones.")
 

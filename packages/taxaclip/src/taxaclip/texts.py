@@ -69,8 +69,10 @@ def embed_names(
             arguments goes on; removed at the end.
 
     Raises:
-        ValueError: for templates without one `{}`.
+        ValueError: for no name, templates without one `{}`, or a batch size below 1.
     """
+    if not names or batch_size < 1:
+        raise ValueError(f"Expected at least one name and a batch size of 1, got {len(names)} and {batch_size}.")
     if not templates or any(template.count("{}") != 1 for template in templates):
         raise ValueError(f"Expected templates with one '{{}}' each, got {list(templates)}.")
     distinct = sorted(set(names), key=lambda text: (len(text), text))

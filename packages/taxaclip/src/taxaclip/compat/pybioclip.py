@@ -153,7 +153,7 @@ class TreeOfLifeClassifier(_Classifier):
             columns = [*RANKS[:-1], "species_epithet", "species", "common_name"]
         results: list[Row] = []
         for at in range(0, len(names), batch_size):
-            part = self._classifier.rows(embeds[at : at + batch_size], rank=label, top_k=k) if names else []
+            part = self._classifier.rows(embeds[at : at + batch_size], rank=label, top_k=k)
             for name, rows in zip(names[at : at + batch_size], part, strict=True):
                 kept = [row for row in rows if rank is Rank.SPECIES or row["score"] >= min_prob]
                 results += [{"file_name": name, **{c: row[c] for c in columns}, "score": row["score"]} for row in kept]
