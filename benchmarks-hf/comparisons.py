@@ -152,9 +152,9 @@ SIDES = (
             ),
             *(_kvpress(method) for method in ("SnapKV", "accumulated attention")),
         ),
-        not_run="`kvpress` 0.5.5 wants transformers below 5.3, ours is 5.17 or later: each runs in an environment of its "
-        "own, and its slowdown is over the `DynamicCache` there. PyramidKV, LOOK-M and StreamingLLM are presets of ours, "
-        "compared in quality in [`meda_quality`](../benchmarks-hf/results/meda_quality.json).",
+        not_run="`kvpress` 0.5.5 wants transformers below 5.3, ours is 5.17 or later: each runs in an environment of "
+        "its own, and its slowdown is over the `DynamicCache` there. PyramidKV, LOOK-M and StreamingLLM are presets "
+        "of ours, compared in quality in [`meda_quality`](../benchmarks-hf/results/meda_quality.json).",
     ),
     Side(
         dist="partial-tune",
@@ -257,7 +257,7 @@ SIDES = (
                 where={"loss": "tiles"},
             ),
         ),
-        not_run="`pybioclip` runs from embeddings on: without the weights that it takes from the Hub when it starts, and "
-        "with a stand-in for torchvision, which it imports for images.",
+        not_run="`pybioclip` runs from embeddings on: without the weights that it takes from the Hub when it starts, "
+        "and with a stand-in for torchvision, which it imports for images.",
     ),
 )
