@@ -289,7 +289,7 @@ def partial_tune_claims(rows: list[Row]) -> list[Claim]:
     ]
 
 
-def peft_ensemble_digits(rows: list[Row]) -> list[Claim]:
+def few_shot(rows: list[Row], case: str, images: str) -> list[Claim]:
     """Students of ensembles, and what methods share."""
     wanted = {
         "student of V-PET over labelled-only": ("V-PET", "the student beats labelled-only PEFT", 1),
@@ -308,14 +308,29 @@ def peft_ensemble_digits(rows: list[Row]) -> list[Claim]:
                 claim=text,
                 here="accuracy" if sign > 0 else "less agreement",
                 unit="points",
-                differs="digits, ten seeds",
-                case="peft_ensemble_digits",
+                differs=f"{images}, {found[what]['seeds']} seeds",
+                case=case,
                 gain=100 * sign * found[what]["value"],
                 low=low,
                 high=high,
             )
         )
     return claims
+
+
+def peft_ensemble_digits(rows: list[Row]) -> list[Claim]:
+    """On digits."""
+    return few_shot(rows, "peft_ensemble_digits", "digits")
+
+
+def peft_ensemble_creatures(rows: list[Row]) -> list[Claim]:
+    """On creatures, of which one backbone knows the species."""
+    return few_shot(rows, "peft_ensemble_creatures", "creatures")
+
+
+def peft_ensemble_photos(rows: list[Row]) -> list[Claim]:
+    """On photos."""
+    return few_shot(rows, "peft_ensemble_photos", "CIFAR-10")
 
 
 def taxaclip_replay(rows: list[Row]) -> list[Claim]:
@@ -374,6 +389,8 @@ CASES: dict[str, Callable[[list[Row]], list[Claim]]] = {
         ava_fingerprints,
         compbench_nano,
         peft_ensemble_digits,
+        peft_ensemble_creatures,
+        peft_ensemble_photos,
         partial_tune_claims,
         taxaclip_replay,
         taxaclip_creatures,
