@@ -220,7 +220,7 @@ def make_environment(session: nox.Session, version: str) -> str | None:
 
 @nox.session(venv_backend="none", requires=["dev"], default=False)
 def demo(session: nox.Session) -> None:
-    """Let every package do its work once and write demo/index.html. `nox -s demo -- meda-cache --data-dir DIR`."""
+    """Let every package do its work once and write demo/index.html. `nox -s demo -- meda-cache --image DIR`."""
     dists, options = split_posargs(session)
     scripts = {dist: f"packages/{dist}/examples/demo.py" for dist in dists}
     present = {dist: script for dist, script in scripts.items() if (ROOT / script).exists()}

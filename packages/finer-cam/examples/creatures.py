@@ -48,11 +48,16 @@ def load_creatures(count: int, *, one_of_each_part: bool = False) -> list[Creatu
     raise ValueError(f"expected {count} renders with such a part in view, found {len(found)}")
 
 
+def load_model(name: str) -> tuple[Any, Any]:
+    """A nano model and its processor."""
+    path = hf_diorama.model_path(name)
+    model = AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32)
+    return model.eval(), AutoImageProcessor.from_pretrained(path)
+
+
 def make_maps(name: str, creatures: list[Creature], method: str, gammas: list[float]) -> FinerCAMOutput:
     """Maps `(B, G, H, W)` of the true species against its sister, by a nano model."""
-    path = hf_diorama.model_path(name)
-    processor = AutoImageProcessor.from_pretrained(path)
-    model: Any = AutoModelForImageClassification.from_pretrained(path, dtype=torch.float32).eval()
+    model, processor = load_model(name)
     inputs = processor([creature.image for creature in creatures], return_tensors="pt")
     with FinerCAM(model, method=method, gamma=gammas, processor=processor) as cam:
         return cam(

@@ -1,8 +1,10 @@
 """Maps of two nano models: what tells a species from its sister, beside the part in which the two really differ.
 
     python packages/finer-cam/examples/demo.py --out demo/finer-cam
+    python packages/finer-cam/examples/demo.py --out demo/finer-cam --image DIR
 
-Everything is held out: no render was seen in training.
+Everything is held out: no render was seen in training. DIR is a folder of photos: what tells the class that a model
+sees in each from the next likely one is drawn as well.
 """
 
 import argparse
@@ -10,19 +12,26 @@ import base64
 import io
 import json
 import math
+import sys
 from html import escape
 from pathlib import Path
 
 import torch
-from creatures import Creature, draw_gallery, draw_rows, load_creatures, make_maps
-from PIL import Image
+from creatures import Creature, draw_gallery, draw_rows, load_creatures, load_model, make_maps
+from PIL import Image, ImageOps
 
-from finer_cam import energy_in_region
+from finer_cam import FinerCAM, energy_in_region
 
 GAMMAS = [0.0, 0.6, 1.5]
 METHODS = ("gradcam", "layercam")
 MODELS = ("convnet-nano", "vit-nano")
 TITLES = ["image", "base map", "gamma 0.6", "gamma 1.5", "true part"]
+SQUARE = 224  # pixels of a photo
+NUM_PHOTOS = 6
+PHOTOS = """
+<p>Your photos. These models know drawn creatures and nothing else, so that the species is their guess; the maps say
+what they looked at for it, and what speaks for it and not for their second guess.</p>
+"""
 INTRODUCTION = """
 <p>Two classifiers look at creatures whose sister species differs in exactly one part. A class activation map says what
 speaks for the species; <code>FinerCAM</code> asks for what speaks for it and not for its sister. The energy is the
@@ -52,6 +61,33 @@ def measure(creatures: list[Creature]) -> list[dict[str, object]]:
                     }
                 )
     return rows
+
+
+def load_photos(folder: str, count: int) -> list[Image.Image]:
+    """The first photos of a folder and of those in it, upright and cut to a square."""
+    suffixes = (".jpg", ".jpeg", ".png", ".webp")
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
+    if not paths:
+        raise ValueError(f"expected --image to be a folder with {', '.join(suffixes)} files, got {folder!r}")
+    photos = []
+    for path in paths[:count]:
+        with Image.open(path) as photo:
+            upright = ImageOps.exif_transpose(photo).convert("RGB")
+        photos.append(ImageOps.fit(upright, (SQUARE, SQUARE)))
+    return photos
+
+
+def explain_photos(model_name: str, photos: list[Image.Image]) -> tuple[Image.Image, list[str]]:
+    """A sheet of the photos with their maps, and the two classes that each is compared by."""
+    model, processor = load_model(model_name)
+    with FinerCAM(model, gamma=GAMMAS, num_references=1, processor=processor) as cam:
+        out = cam(**processor(photos, return_tensors="pt"))
+    overlays = [out.regamma(gamma).overlay(photos, alpha=0.65) for gamma in GAMMAS]
+    rows = [[photo, *maps] for photo, *maps in zip(photos, *overlays, strict=True)]
+    names = model.config.id2label
+    first, second = out.target.tolist(), out.references[:, 0].tolist()
+    labels = [f"{names[one]}, not {names[other]}" for one, other in zip(first, second, strict=True)]
+    return draw_gallery(rows, TITLES[:-1], [f"photo {number + 1}" for number in range(len(photos))]), labels
 
 
 def as_figure(sheet: Image.Image, caption: str) -> str:
@@ -85,11 +121,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo/finer-cam"))
     parser.add_argument("--num-images", type=int, default=60)
-    parser.add_argument("--data-dir", help="for the demos that can use photos; these models know none")
+    parser.add_argument("--image", metavar="DIR", help="photos to explain as well: a folder of images")
     args = parser.parse_args()
     if args.num_images < 2:
         parser.error(f"expected --num-images of at least 2, got {args.num_images}")
     torch.set_num_threads(1)
+    try:
+        photos = load_photos(args.image, NUM_PHOTOS) if args.image else []
+    except (ValueError, OSError) as error:
+        sys.exit(f"demo: {error}")
     creatures = load_creatures(args.num_images)
     rows = measure(creatures)
     shown = load_creatures(6, one_of_each_part=True)
@@ -108,8 +148,13 @@ def main() -> None:
         )
         for row in rows
     }
+    section = INTRODUCTION + "".join(figures) + as_table(rows) + note + (PHOTOS if photos else "")
+    for model in MODELS if photos else ():
+        sheet, labels = explain_photos(model, photos)
+        section += as_figure(sheet, model)
+        summary |= {f"photo {number}, {model}": label for number, label in enumerate(labels, start=1)}
     args.out.mkdir(parents=True, exist_ok=True)
-    write(args.out / "section.html", INTRODUCTION + "".join(figures) + as_table(rows) + note)
+    write(args.out / "section.html", section)
     write(args.out / "result.json", json.dumps({"summary": summary, "rows": rows, "part_area": area}, indent=1) + "\n")
     print("\n".join(f"{what}: {value}" for what, value in summary.items()))
 

@@ -1,9 +1,9 @@
 """Asks llava-nano to compare images in both orders, audits the questions, and mines pairs from photos.
 
     python packages/hf-compbench/examples/demo.py --out demo/hf-compbench
-    python packages/hf-compbench/examples/demo.py --out demo/hf-compbench --data-dir DIR
+    python packages/hf-compbench/examples/demo.py --out demo/hf-compbench --image DIR
 
-DIR is a folder of photos (Parquet files or images): pairs of edited photos are asked as well.
+DIR is a folder of photos: pairs of edited photos are asked as well. With `--data-dir` it may hold Parquet files.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import datasets
 
 import hf_diorama
 from hf_compbench import audit_pairs, build_report, load_compbench, score
+from hf_compbench.photos import load_photos
 from hf_compbench.runners import HeuristicRunner, TransformersRunner, run_model
 
 
@@ -23,10 +24,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo/hf-compbench"))
     parser.add_argument("--data-dir", help="photos to compare as well: a folder of Parquet files or of images")
+    parser.add_argument("--image", metavar="DIR", help="the same, left out if they are too few for pairs")
     parser.add_argument("--num-pairs", type=int, default=16, help="pairs of each kind of comparison")
     args = parser.parse_args()
     options = {"num_pairs": args.num_pairs, "image_size": 64, "image_root": args.data_dir}
+    few = None
     try:
+        if args.image and len(load_photos(args.image)) >= 2 * args.num_pairs:
+            options["image_root"] = args.image
+        elif args.image:
+            few = f"too few for {args.num_pairs} pairs of each kind, which need {2 * args.num_pairs}: left out"
         ds = load_compbench("mini", "heldout", seed=1000, **options)  # no model of hf-diorama saw seeds from 1000
     except (ValueError, OSError) as error:
         sys.exit(f"demo: {error}")
@@ -37,7 +44,7 @@ def main() -> None:
     print(scores)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "section.html").write_text(build_section(ds, scores, left, audit), encoding="utf-8")
-    summary = summarise(ds, scores, left, audit)
+    summary = summarise(ds, scores, left, audit) | ({"your photos": few} if few else {})
     (args.out / "result.json").write_text(
         json.dumps({"summary": summary, "scores": scores.to_dict(), "audit": audit.to_dict()}, indent=1) + "\n",
         encoding="utf-8",

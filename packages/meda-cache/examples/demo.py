@@ -2,12 +2,16 @@
 
     python packages/meda-cache/examples/demo.py --out demo/meda-cache
     python packages/meda-cache/examples/demo.py --out demo/meda-cache --data-dir DIR
+    python packages/meda-cache/examples/demo.py --out demo/meda-cache --image DIR
 
-DIR is a folder of Parquet files, or the Hub id of a data set, with photos of the CIFAR-10 classes: questions about
-them are asked as well. Everything is held out: no image and no question was seen in training.
+With `--data-dir`, DIR is a folder of Parquet files, or the Hub id of a data set, with photos of the CIFAR-10 classes:
+questions about them are asked as well. With `--image` it is a folder of any photos: nobody knows the right answers,
+and what is counted is how often a smaller cache gives that of the full one. Everything is held out: no image and no
+question was seen in training.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections import defaultdict
@@ -17,6 +21,7 @@ from typing import Any
 import datasets
 import demo_html
 import torch
+from PIL import Image, ImageOps
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 from transformers.utils.logging import tqdm
 
@@ -34,9 +39,11 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 SEED = 2_000  # of held-out questions that nobody looked at while llava-nano was trained
 MAX_NEW_TOKENS = 48
 SHOWN = 5  # answers printed
+SQUARE = 224  # pixels of a photo without a label
+NUM_PHOTOS, NUM_ASKED = 16, 20  # such photos, and questions about them
 
 
-def load_photos(data_dir: str) -> datasets.Dataset:
+def load_labelled_photos(data_dir: str) -> datasets.Dataset:
     """Returns the test photos of a local folder or of the Hub, with the columns `image` and `label`."""
     if Path(data_dir).is_dir():
         return hf_diorama.load("cifar10", split="test", data_dir=data_dir)
@@ -49,6 +56,32 @@ def load_photos(data_dir: str) -> datasets.Dataset:
     if not {"image", "label"} <= set(photos.column_names):
         raise ValueError(f"expected the columns 'image' and 'label' in {data_dir}, got {photos.column_names}")
     return photos
+
+
+def load_photos(folder: str, count: int) -> list[Image.Image]:
+    """The first photos of a folder and of those in it, upright and cut to a square."""
+    suffixes = (".jpg", ".jpeg", ".png", ".webp")
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
+    if not paths:
+        raise ValueError(f"expected --image to be a folder with {', '.join(suffixes)} files, got {folder!r}")
+    photos = []
+    for path in paths[:count]:
+        with Image.open(path) as photo:
+            upright = ImageOps.exif_transpose(photo).convert("RGB")
+        photos.append(ImageOps.fit(upright, (SQUARE, SQUARE)))
+    return photos
+
+
+def ask_about_photos(
+    model: Any, processor: Any, rows: list[dict[str, Any]], photos: list[Image.Image]
+) -> list[dict[str, Any]]:
+    """Returns the questions about photos instead, in turn; what counts as right is the answer of the full cache."""
+    shown = itertools.cycle(photos)
+    asked = [
+        {**row, "images": list(itertools.islice(shown, row["num_images"])), "reference": "full cache", "chance": 0.0}
+        for row in rows
+    ]
+    return [{**row, "answer": answer(model, processor, {**row, "answer": ""}, {})["answer"]} for row in asked]
 
 
 def check_classes(photos: datasets.Dataset) -> None:
@@ -127,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo/meda-cache"))
     parser.add_argument("--data-dir", help="photos to ask about as well: a folder of Parquet files or a Hub id")
+    parser.add_argument("--image", metavar="DIR", help="photos to ask about as well: a folder of images of any kind")
     parser.add_argument("--num-questions", type=int, default=120)
     parser.add_argument("--num-images", type=int, default=8)
     args = parser.parse_args()
@@ -139,11 +173,15 @@ def main() -> None:
     try:
         sets = {"rendered images": list(hf_diorama.multi_image_questions(args.num_questions, **common))}
         if args.data_dir:
-            photos = load_photos(args.data_dir)
+            photos = load_labelled_photos(args.data_dir)
             check_classes(photos)
             sets["real photos"] = list(hf_diorama.multi_image_questions(args.num_questions, photos=photos, **common))
+        own = load_photos(args.image, NUM_PHOTOS) if args.image else []
     except (ValueError, OSError) as error:
         sys.exit(f"demo: {error}")
+    if own:
+        asked = sets["rendered images"][:NUM_ASKED]
+        sets["your photos, as with the full cache"] = ask_about_photos(model, processor, asked, own)
     results, sections = [], []
     with attach(model):
         for title, rows in sets.items():

@@ -85,7 +85,7 @@ def _example(row: dict[str, Any], answers: list[dict[str, Any]], settings: list[
             for number, image in enumerate(row["images"])
         )
         figures.append(f"<figure>{images}<figcaption>{setting['name']}</figcaption></figure>")
-    question = f"<p><b>{escape(row['question'])}</b> (right: {escape(row['answer'])})</p>"
+    question = f"<p><b>{escape(row['question'])}</b> ({row.get('reference', 'right')}: {escape(row['answer'])})</p>"
     return f"{question}<table>{''.join(lines)}</table>{''.join(figures)}"
 
 

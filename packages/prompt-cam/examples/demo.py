@@ -1,6 +1,7 @@
 """Trains class prompts for eight drawn species on a frozen vit-nano, and looks at their heads.
 
     python packages/prompt-cam/examples/demo.py --out demo/prompt-cam
+    python packages/prompt-cam/examples/demo.py --out demo/prompt-cam --image DIR      # and at your photos
     python packages/prompt-cam/examples/demo.py --gallery packages/prompt-cam/images     # the pictures of the README
 
 The species come in pairs that differ in one part, so it is known where a class ought to look.
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 from transformers.utils.logging import tqdm
@@ -27,6 +29,8 @@ from prompt_cam import PromptCAMConfig, aggregate_heads, get_prompt_cam_model
 BRANCHING = (1, 1, 1, 2, 4)  # two genera of four species
 WORLD: dict[str, Any] = {"image_size": 64, "branching": BRANCHING}
 SHOWN = 2
+SQUARE = 224  # pixels of a photo
+NUM_PHOTOS = 3
 
 
 def train(model: Any, pixels: torch.Tensor, labels: torch.Tensor, steps: int) -> None:
@@ -50,6 +54,29 @@ def find_trait(row: dict[str, Any]) -> tuple[str, torch.Tensor]:
     return part, torch.from_numpy(np.asarray(row["part_masks"]) == index + 1)
 
 
+def load_photos(folder: str, count: int) -> list[Image.Image]:
+    """The first photos of a folder and of those in it, upright and cut to a square."""
+    suffixes = (".jpg", ".jpeg", ".png", ".webp")
+    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
+    if not paths:
+        raise ValueError(f"expected --image to be a folder with {', '.join(suffixes)} files, got {folder!r}")
+    photos = []
+    for path in paths[:count]:
+        with Image.open(path) as photo:
+            upright = ImageOps.exif_transpose(photo).convert("RGB")
+        photos.append(ImageOps.fit(upright, (SQUARE, SQUARE)))
+    return photos
+
+
+def look_at_photos(model: Any, photos: list[Image.Image], processor: Any) -> list[tuple[str, Any, str]]:
+    """How the two likeliest classes of each photo see it."""
+    likeliest = model.predict(processor(photos, return_tensors="pt")["pixel_values"]).topk(2).indices.tolist()
+    return [
+        (f"photo-{number}", model.compare_classes(photo, classes, processor), f"photo {number}, by the two likeliest")
+        for number, (photo, classes) in enumerate(zip(photos, likeliest, strict=True), start=1)
+    ]
+
+
 def to_html(figure: Any, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=72)
@@ -62,10 +89,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo/prompt-cam"))
     parser.add_argument("--gallery", type=Path, help="folder for the pictures as PNG files")
+    parser.add_argument("--image", metavar="DIR", help="photos to look at as well: a folder of images")
     parser.add_argument("--steps", type=int, default=90)
     args = parser.parse_args()
     if args.steps < 1:
         sys.exit(f"demo: expected --steps of at least 1, got {args.steps}")
+    try:
+        photos = load_photos(args.image, NUM_PHOTOS) if args.image else []
+    except (ValueError, OSError) as error:
+        sys.exit(f"demo: {error}")
     torch.manual_seed(0)
     path = dio.model_path("vit-nano")
     processor = AutoImageProcessor.from_pretrained(path)
@@ -100,6 +132,7 @@ def main() -> None:
         classes = [row["species"], row["species"] ^ 1]
         figure = model.compare_classes(row["image"], classes, processor)
         figures.append((f"compared-{number}", figure, "the same image as the true class and its sister see it"))
+    figures += look_at_photos(model, photos, processor) if photos else []
     if args.gallery:
         args.gallery.mkdir(parents=True, exist_ok=True)
         for name, figure, _ in figures:
@@ -109,6 +142,8 @@ def main() -> None:
         "top head on the trait": f"{energy.mean():.0%} of its attention, on {masks.float().mean():.1%} of the image",
         "trait swapped": f"{flipped.float().mean():.0%} of {len(flipped)} right answers become the sister",
     }
+    if photos:
+        summary["your photos"] = f"{len(photos)} drawn as drawn species would see them: no photo was learned from"
     args.out.mkdir(parents=True, exist_ok=True)
     intro = "<p>One prompt for each species looks at the patches of a frozen <code>vit-nano</code>.</p>"
     (args.out / "section.html").write_text(intro + "".join(to_html(*pair[1:]) for pair in figures), encoding="utf-8")
