@@ -3,8 +3,9 @@
 Question-aware: the cache is compressed after it has read images and question. Question-agnostic: it is compressed
 after the images, and the question comes as a second turn. Presets are taken as they are shipped: nothing protects the
 question but the preset itself. `over_meda` and `over_h2o` are paired differences on the same questions, with 95
-percent intervals. Variants say what of a difference is due to what; the depth ramp is the control of the entropy. No
-question compares images with one another: llava-nano was taught none that does.
+percent intervals. Variants say what of a difference is due to what; the depth ramp is the control of the entropy.
+Questions are about one image among them, by its number or by what it shows, about two that are compared, or about all:
+counts and lists.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from hf_diorama.questions import KINDS, build_prompt, build_turn
 from meda_cache import PRESETS, MedaCache, attach
 
 NUM_IMAGES = (4, 8, 12, 16)
-NUM_QUESTIONS = 125  # for each number of images
+NUM_QUESTIONS = 140  # for each number of images
 SEED = (
     2_001  # of held-out questions that nobody looked at while llava-nano was trained, nor when `balanced` was chosen
 )

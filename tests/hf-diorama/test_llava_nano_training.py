@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hf_diorama
 from hf_diorama.draws import Draws
 from hf_diorama.questions import KINDS, Content, ask
 
@@ -14,6 +15,7 @@ CONTENTS = [
     Content(objects=(("red", "star"), ("blue", "ring"))),
     Content(photo="truck"),
     Content(objects=(("red", "cross"),)),
+    Content(objects=(("blue", "cross"), ("green", "moon"))),
 ]
 
 
@@ -78,6 +80,20 @@ def test_named_words_point_to_what_they_name(training):
     assert seen == set(KINDS)
 
 
+def test_going_on_from_a_model_adds_the_words_that_it_lacks(training):
+    import llava_nano_model
+
+    folder = hf_diorama.model_path("llava-nano")
+    old = llava_nano_model.LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    ids = llava_nano_model.AutoTokenizer.from_pretrained(folder).get_vocab()
+    model, tokenizer = llava_nano_model.load_model(folder, ["zebra", "cat"])
+    assert tokenizer.get_vocab() == {**ids, "zebra": len(ids)}
+    embeddings = model.get_input_embeddings().weight
+    assert embeddings.shape == (len(ids) + 1, 128)
+    assert torch.equal(embeddings[:-1], old.get_input_embeddings().weight)
+    assert model.lm_head.weight is embeddings
+
+
 def test_batches_hold_whole_turns_and_their_fields(training):
     _, sequences, tokenizer, _ = training
     index = {}
@@ -87,8 +103,8 @@ def test_batches_hold_whole_turns_and_their_fields(training):
         index[content] = [i]
     material = sequences.Sequences(index, tokenizer, LABELS)
     material._context = lambda draws, num_images: CONTENTS  # drawing contents is tested with the questions
-    batch = material.draw(Draws("batch"), 3, 2, 5)
-    assert batch.rows.tolist() == [[0, 1, 2]] * 2
+    batch = material.draw(Draws("batch"), 4, 2, 5)
+    assert batch.rows.tolist() == [[0, 1, 2, 3]] * 2
     assert batch.ids.shape == (2, 5, 32)
     for row, mask in zip(batch.ids.flatten(0, 1), batch.is_answer.flatten(0, 1), strict=True):
         words = tokenizer.convert_ids_to_tokens(row)

@@ -56,32 +56,53 @@ def answers_of(contents, question):
         attribute = ("colors", "shapes").index(match[1])
         parts = [" ".join(item[attribute] for item in c.objects) if c.objects else "photo" for c in contents]
         return {"in order " + " then ".join(parts)}
+    if match := re.fullmatch(r"what (color|shape) is in both image (\d+) and image (\d+)\?", question):
+        attribute = ("color", "shape").index(match[1])
+        first, second = (
+            [item[attribute] for item in contents[int(number) - 1].objects] for number in match.groups()[1:]
+        )
+        assert len(set(first)) == len(set(second)) == 2, "one of the images gives the answer away"
+        shown = f"image {match[2]} {' '.join(first)} image {match[3]} {' '.join(second)}"
+        return {f"{shown} both {value}" for value in first if value in second}
     match = re.fullmatch(r"what is the class of the photo in image (\d+)\?", question)
     return {f"the class is {contents[int(match[1]) - 1].photo}"}
 
 
 def test_every_question_has_exactly_one_right_answer():
-    for contents, question in draw_questions(1400):
+    for contents, question in draw_questions(1600):
         assert answers_of(contents, question.question) == {question.answer}
 
 
 def test_no_answer_begins_with_the_word_that_matters():
     # The first answer token comes from the prefill: it must be the same whatever the images show.
     first_words = defaultdict(set)
-    for _, question in draw_questions(700):
+    for _, question in draw_questions(800):
         first_words[question.kind].add(question.answer.split()[0])
         assert len(question.answer.split()) > 1
     assert all(len(words) == 1 for words in first_words.values())
 
 
-@pytest.mark.parametrize("kind", ["color", "shape", "side", "which", "count", "photo"])
-def test_answers_are_balanced(kind):
+@pytest.mark.parametrize(
+    ("kind", "word", "num_answers"),
+    [
+        ("color", "", 11),
+        ("shape", "", 8),
+        ("side", "", 88),
+        ("which", "", 4),
+        ("count", "", 5),
+        ("photo", "", 3),
+        ("compare", "what color", 11),
+        ("compare", "what shape", 8),
+    ],
+)
+def test_answers_are_balanced(kind, word, num_answers):
     # Four images, 1,500 questions; chi-square stays within four standard deviations of its mean.
-    seen = Counter(question.answer for _, question in _plain_questions(kind, 1500))
-    expected = {"color": 11, "shape": 8, "side": 88, "which": 4, "count": 5, "photo": 3}[kind]
-    assert len(seen) == expected
-    chi2 = sum((count - 1500 / expected) ** 2 / (1500 / expected) for count in seen.values())
-    assert chi2 < expected - 1 + 4 * (2 * (expected - 1)) ** 0.5
+    asked = (question for _, question in _plain_questions(kind, 1500))
+    seen = Counter(question.answer.split(" both ")[-1] for question in asked if word in question.question)
+    assert len(seen) == num_answers
+    expected = seen.total() / num_answers
+    chi2 = sum((count - expected) ** 2 / expected for count in seen.values())
+    assert chi2 < num_answers - 1 + 4 * (2 * (num_answers - 1)) ** 0.5
 
 
 def _plain_questions(kind, n, num_images=4):
@@ -95,7 +116,7 @@ def _plain_questions(kind, n, num_images=4):
         yield contents, question
 
 
-@pytest.mark.parametrize("kind", ["color", "shape", "side", "which", "count"])
+@pytest.mark.parametrize("kind", ["color", "shape", "side", "which", "count", "compare"])
 def test_a_reader_of_the_text_alone_is_at_chance(kind):
     # The best constant answer for each exact wording, learned from one half, asked of the other.
     questions = [question for _, question in _plain_questions(kind, 2000)]
@@ -118,7 +139,7 @@ def test_count_never_exceeds_the_largest_count():
 
 def test_images_show_what_the_contents_say():
     photo = Image.new("RGB", (32, 32), (1, 2, 3))
-    rows = list(multi_image_questions(14, num_images=3, photos=[photo], photo_labels=["cat"], image_size=48))
+    rows = list(multi_image_questions(16, num_images=3, photos=[photo], photo_labels=["cat"], image_size=48))
     assert [row["kind"] for row in rows] == list(KINDS) * 2
     for row in rows:
         assert len(row["images"]) == len(row["contents"]) == row["num_images"] == 3
@@ -142,6 +163,11 @@ def test_rows_do_not_depend_on_how_many_are_asked():
 def test_first_question_is_pinned():
     row = next(multi_image_questions(1, split="test", num_images=2, kinds=["which"]))
     assert (row["question"], row["answer"]) == ("which image shows the red square?", "image 2")
+    row = next(multi_image_questions(1, split="test", num_images=2, kinds=["compare"]))
+    assert (row["question"], row["answer"]) == (
+        "what shape is in both image 1 and image 2?",
+        "image 1 ring circle image 2 circle triangle both circle",
+    )
 
 
 def test_dataset_gives_photos_and_names():
@@ -197,6 +223,7 @@ PHOTO = Image.new("RGB", (8, 8))
         ({"seed": "one"}, "`seed` must be a whole number, got 'one'"),
         ({"kinds": "color"}, "`kinds` must be a list"),
         ({"kinds": ["which"], "num_images": (1, 1)}, "'which' need more than one image"),
+        ({"kinds": ["compare"], "num_images": 1}, "'compare' need more than one image"),
         ({"kinds": ["weight"]}, r"Unknown kind 'weight'.*'color'"),
         ({"kinds": []}, "`kinds` is empty"),
         ({"kinds": ["photo"]}, "'photo' need photos with labels"),

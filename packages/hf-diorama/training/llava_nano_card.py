@@ -69,12 +69,17 @@ By kind, percent. The column `1-8` pools one to eight images, with its interval;
   image (layer 1, head 0), the last patch of an image at its objects (layer 2, head 2), a word of an answer at the
   object that it names (layer 3, head 0), what is counted at the images that show it (layer 3, head 2); and words of
   the question that know the answer already. See `llava_nano_losses.py`.
-- Time: tower {tower_minutes:.0f} minutes on two shared cores, language model {minutes:.0f} CPU minutes on one ({cpu}).
-- Commit {commit}; commands, in `packages/hf-diorama/training`:
+- Comparisons (kind `compare`) came later: {more_steps:,} steps on from those weights, all kinds and numbers of images
+  mixed from the start, {more_words} added to the vocabulary, learning rate {more_learning_rate}, losses as before.
+- Time: tower {tower_minutes:.0f} minutes on two shared cores, language model {minutes:.0f} CPU minutes on one ({cpu}),
+  and {more_minutes:.0f} for comparisons.
+- Commit {commit}, for comparisons {more_commit}; commands, in `packages/hf-diorama/training`:
 
 ```
 python train_llava_nano_tower.py --photos CIFAR10_DIR --work-dir WORK
-python train_llava_nano.py --photos CIFAR10_DIR --work-dir WORK --output-dir MODEL
+python train_llava_nano.py --photos CIFAR10_DIR --work-dir WORK --output-dir START
+python train_llava_nano.py --photos CIFAR10_DIR --work-dir WORK --output-dir MODEL --start START \
+    --steps {more_steps} --learning-rate {more_learning_rate}
 python evaluate_llava_nano.py --model MODEL --photos CIFAR10_DIR --output MODEL/evaluation.json
 ```
 
@@ -86,6 +91,8 @@ python evaluate_llava_nano.py --model MODEL --photos CIFAR10_DIR --output MODEL/
 - Shapes are mistaken more often than colors: {shape_one:.1%} against {color_one:.1%} right, one to eight images.
 - Four heads were shown where to look, as said above: what is asked about stands out more in their attention than it
   would in a model trained on answers alone. Keep that in mind when attention decides what a cache keeps.
+- A comparison is answered by saying what the first image shows, what the second shows, and what both show: the last can
+  be read off the words before it.
 - A dialogue of training has two to four turns; longer ones were never seen.
 - More than 16 images, or images with more than two objects, were never seen.
 """

@@ -1,11 +1,13 @@
 """The parts of llava-nano: word-level tokenizer, configuration, processor, and how they are saved."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from llava_nano_data import IMAGE_SIZE, PATCH_SIZE
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import (
+    AutoTokenizer,
     CLIPVisionConfig,
     GenerationConfig,
     LlamaConfig,
@@ -25,10 +27,14 @@ VISION_CONFIG = CLIPVisionConfig(
 )  # fmt: skip
 SPECIAL = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 IMAGE_TOKEN = "<image>"
+SPECIAL_TOKENS = (*SPECIAL.values(), IMAGE_TOKEN)
 
 
-def build_tokenizer(photo_labels: list[str]) -> PreTrainedTokenizerFast:
-    """Returns a word-level tokenizer over all words of questions and answers, collected from 2,000 random ones."""
+def build_tokenizer(photo_labels: list[str], known: Sequence[str] = SPECIAL_TOKENS) -> PreTrainedTokenizerFast:
+    """Returns a word-level tokenizer over all words of questions and answers, collected from 2,000 random ones.
+
+    Tokens that are `known` come first, in their order.
+    """
     words = {"image", *photo_labels, *map(str, range(MAX_IMAGES + 1))}
     splitter = pre_tokenizers.Whitespace()
     for i in range(2000):
@@ -37,10 +43,10 @@ def build_tokenizer(photo_labels: list[str]) -> PreTrainedTokenizerFast:
         if question is not None:
             text = f"{build_turn(question.question)} {question.answer}"
             words.update(word for word, _ in splitter.pre_tokenize_str(text))
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL.values(), IMAGE_TOKEN, *sorted(words)])}
+    vocabulary = {word: i for i, word in enumerate([*known, *sorted(words.difference(known))])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
     tokenizer.pre_tokenizer = splitter
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in (*SPECIAL.values(), IMAGE_TOKEN)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, padding_side="left", model_max_length=1024, clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"], extra_special_tokens={"image_token": IMAGE_TOKEN},
@@ -83,6 +89,15 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, max_new_tokens=64, do_sample=False
     )
     return model
+
+
+def load_model(folder: Path, photo_labels: list[str]) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerFast]:
+    """Returns a trained model in fp32 and its tokenizer; words of questions that it did not know come last."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    ids = AutoTokenizer.from_pretrained(folder).get_vocab()
+    tokenizer = build_tokenizer(photo_labels, sorted(ids, key=ids.__getitem__))
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)  # new ones start as those of `build_model` do
+    return model, tokenizer
 
 
 def save_pretrained(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_diorama.draws import Draws
 from hf_diorama.questions import Content, Question, ask, build_turn, draw_contents
 
-KIND_WEIGHTS = {"color": 1, "shape": 2, "side": 3, "which": 4, "count": 8, "list": 5, "photo": 3}
+KIND_WEIGHTS = {"color": 1, "shape": 2, "side": 3, "which": 4, "count": 8, "list": 5, "photo": 3, "compare": 8}
 TURN_KINDS = [kind for kind, weight in KIND_WEIGHTS.items() for _ in range(weight)]
 NOTHING = (-1, 0)
 
@@ -66,6 +66,9 @@ def seen_words(contents: list[Content], question: Question) -> list[tuple[int, i
         sources[-1] = (index, 0)
     elif question.kind == "side":
         sources[1:] = [(index, 1 if "left" in question.question else 2)] * 2
+    elif question.kind == "compare":  # image 2 red blue image 5 green red both red
+        for number in (1, 5):
+            sources[number + 1 : number + 3] = [(int(words[number]) - 1, place) for place in (1, 2)]
     elif question.kind == "list":
         items = [(i, place) for i, x in enumerate(contents) for place in range(1, len(x.objects) + 1) or (0,)]
         named = iter(items)

@@ -1,6 +1,8 @@
 """Stage 2 of llava-nano: trains projector and language model on questions about cached features of the frozen tower.
 
 python train_llava_nano.py --photos DIR --work-dir DIR --output-dir DIR      (after train_llava_nano_tower.py)
+
+With `--start MODEL_DIR` it goes on from a trained model instead, tower included: to learn a new kind of question.
 """
 
 import argparse
@@ -15,7 +17,7 @@ from llava_nano_checkpoint import load_checkpoint, one_cycle, save_checkpoint
 from llava_nano_data import NAMES, build_pool, load_photos
 from llava_nano_forward import BLOCK, run
 from llava_nano_losses import LOSSES, all_losses
-from llava_nano_model import build_model, build_processor, build_tokenizer, save_pretrained
+from llava_nano_model import build_model, build_processor, build_tokenizer, load_model, save_pretrained
 from llava_nano_sequences import Sequences, index_pool
 from llava_nano_tower import to_pixel_values
 from safetensors.torch import load_file
@@ -64,6 +66,7 @@ def main() -> None:
     parser.add_argument("--photos", required=True, help="folder with CIFAR-10 as Parquet, columns image and label")
     parser.add_argument("--work-dir", type=Path, required=True, help="folder of the pool, the tower, the checkpoints")
     parser.add_argument("--output-dir", type=Path, required=True, help="where the model is saved, at every validation")
+    parser.add_argument("--start", type=Path, help="folder of a trained model to go on from")
     parser.add_argument("--num-scenes", type=int, default=200_000)
     parser.add_argument("--steps", type=int, default=11_000)
     parser.add_argument("--tokens-per-step", type=int, default=4000)
@@ -74,17 +77,22 @@ def main() -> None:
     torch.set_num_threads(1)  # faster than two that share their cores with anybody
     photos = load_photos(args.photos)
     labels = photos.features["label"].names
-    tokenizer = build_tokenizer(labels)
-    model, processor = build_model(tokenizer), build_processor(tokenizer)
-    tower = load_file(args.work_dir / "tower.safetensors")
-    model.model.vision_tower.load_state_dict({name: x.half().float() for name, x in tower.items()})
+    if args.start:
+        model, tokenizer = load_model(args.start, labels)
+    else:
+        tokenizer = build_tokenizer(labels)
+        model = build_model(tokenizer)
+        tower = load_file(args.work_dir / "tower.safetensors")
+        model.model.vision_tower.load_state_dict({name: x.half().float() for name, x in tower.items()})
+    processor = build_processor(tokenizer)
     model.model.vision_tower.requires_grad_(False)
     cache = args.work_dir / "features.npy"
     pool = build_pool(args.work_dir / "pool", photos, args.num_scenes, args.seed, with_pixels=not cache.exists())
     if not cache.exists():
         np.save(cache, cache_features(model, pool["pixels"]).numpy())
     features = torch.from_numpy(np.load(cache))
-    init_projector(model.model.multi_modal_projector, features[::50].float().flatten(0, 1))
+    if not args.start:
+        init_projector(model.model.multi_modal_projector, features[::50].float().flatten(0, 1))
     sequences = Sequences(index_pool(pool, labels), tokenizer, labels)
     words = {name: torch.tensor(tokenizer.convert_tokens_to_ids(list(NAMES[name]))) for name in ("color", "category")}
     names = {name: torch.from_numpy(pool[name]).long() for name in words}
@@ -97,7 +105,7 @@ def main() -> None:
         {"params": [*language_model.parameters()], "scale": 1.0},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
-    checkpoint = args.work_dir / "llava_checkpoint.safetensors"
+    checkpoint = args.work_dir / f"llava_checkpoint{'_2' if args.start else ''}.safetensors"
     trained = {"projector": projector, "language_model": language_model}
     first_step, seconds = load_checkpoint(checkpoint, trained, optimizer)
     started, recent = time.process_time() - seconds, []
@@ -107,7 +115,7 @@ def main() -> None:
             line["losses"] = np.nanmean(recent, axis=0).round(3).tolist()
             save_checkpoint(checkpoint, trained, optimizer, step, time.process_time() - started)
             if step % 500 == 0 or step == args.steps:
-                for name, n, num_images in (("1-8", 210, (1, 8)), ("12", 84, 12)):
+                for name, n, num_images in (("1-8", 240, (1, 8)), ("12", 96, 12)):
                     asked = {"seed": args.seed, "photos": photos, "num_images": num_images}
                     line[name] = validate(model, sequences, numbers, n, **asked)
                 save_pretrained(model, processor, args.output_dir)
@@ -116,7 +124,8 @@ def main() -> None:
         if step == args.steps:
             break
         draws = Draws("llava-nano", args.seed, step)
-        largest = min(MAX_IMAGES, 2 + int((MAX_IMAGES - 1) * step / (CURRICULUM * args.steps)))
+        grown = 1.0 if args.start else step / (CURRICULUM * args.steps)
+        largest = min(MAX_IMAGES, 2 + int((MAX_IMAGES - 1) * grown))
         num_images = draws.integer(1, min(8, largest) + 1) if draws.chance(0.5) else draws.integer(1, largest + 1)
         tokens = num_images * BLOCK + 10 * max(32, 12 + 3 * num_images)
         batch = sequences.draw(draws, num_images, max(4, args.tokens_per_step // tokens), 10)

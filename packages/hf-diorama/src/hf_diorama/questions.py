@@ -6,6 +6,7 @@ word that matters: a decoder has to produce that word from its cache, not from t
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations
 from typing import Any, NamedTuple
 
 import datasets
@@ -31,8 +32,8 @@ class Content(NamedTuple):
 class Question(NamedTuple):
     """A question with its only right answer.
 
-    `image_index` counts from 0 and is None where all images are asked about; `chance` is the probability that the best
-    guess without seeing an image matches the answer exactly.
+    `image_index` counts from 0 and is None where several images are asked about; `chance` is the probability that the
+    best guess without seeing an image matches the answer exactly.
     """
 
     question: str
@@ -137,6 +138,23 @@ def _ask_photo(contents: Sequence[Content], draws: Draws) -> Question | None:
     return Question(question, f"the class is {contents[index].photo}", "photo", index, 0.0)
 
 
+def _ask_compare(contents: Sequence[Content], draws: Draws) -> Question | None:
+    attribute = draws.integer(0, 2)
+    values = [{item[attribute] for item in content.objects} for content in contents]
+    candidates = [i for i, value in enumerate(values) if len(value) == 2]  # one image alone leaves two answers
+    pairs = [(i, j) for i, j in combinations(candidates, 2) if len(values[i] & values[j]) == 1]
+    if not pairs:
+        return None
+    pair = draws.choice(pairs)
+    (shared,) = values[pair[0]] & values[pair[1]]
+    names = [f"image {i + 1}" for i in pair]
+    question = f"what {('color', 'shape')[attribute]} is in both {names[0]} and {names[1]}?"
+    shown = [" ".join(item[attribute] for item in contents[i].objects) for i in pair]
+    answer = f"{names[0]} {shown[0]} {names[1]} {shown[1]} both {shared}"
+    size = (len(COLORS), len(SHAPES))[attribute]
+    return Question(question, answer, "compare", None, 1 / (4 * size * (size - 1) * (size - 2)))
+
+
 _ASK: dict[str, Callable[[Sequence[Content], Draws], Question | None]] = {
     "color": _ask_color,
     "shape": _ask_shape,
@@ -145,9 +163,11 @@ _ASK: dict[str, Callable[[Sequence[Content], Draws], Question | None]] = {
     "count": _ask_count,
     "list": _ask_list,
     "photo": _ask_photo,
+    "compare": _ask_compare,
 }
 KINDS = tuple(_ASK)
-"""Kinds of questions; `photo` needs photos with labels, `which` at least two images."""
+"""Kinds of questions; `photo` needs photos with labels, the kinds of `NEED_TWO` at least two images."""
+NEED_TWO = ("which", "compare")
 
 
 def ask(contents: Sequence[Content], kind: str, draws: Draws) -> Question | None:
@@ -267,7 +287,7 @@ def multi_image_questions(
 
     Yields:
         `dict`: `images` (list of `PIL.Image.Image`), `question`, `answer`, `kind`, `image_index` (from 0; None where
-        the question is about all images), `num_images`, `chance` and `contents` (list of `Content`).
+        the question is about several images), `num_images`, `chance` and `contents` (list of `Content`).
 
     Raises:
         ValueError: at the call, for an unknown split or kind, a number out of range, or labels that do not fit the
@@ -290,7 +310,7 @@ def multi_image_questions(
     bounds = check_bounds("num_images", num_images, MAX_IMAGES)
     if photos is not None and len(photos) == 0:
         raise ValueError("`photos` is empty; pass at least one photo, or None for rendered backgrounds only.")
-    possible = [kind for kind in KINDS if (kind != "photo" or names) and (kind != "which" or bounds[1] > 1)]
+    possible = [kind for kind in KINDS if (kind != "photo" or names) and (kind not in NEED_TWO or bounds[1] > 1)]
     kinds = _choose_kinds(kinds, possible)
     by_name: dict[str, list[int]] = {}
     for position, name in enumerate(names):
@@ -309,7 +329,7 @@ def _row(
     image_size: int,
 ) -> dict[str, Any]:
     draws = Draws("questions", 1, split, seed, index)
-    count = draws.integer(max(num_images[0], 2 if kind == "which" else 1), num_images[1] + 1)
+    count = draws.integer(max(num_images[0], 2 if kind in NEED_TWO else 1), num_images[1] + 1)
     # The answer to a count is drawn by the first word of the stream `ask`: images are drawn until they fit it.
     labels = sorted(by_name)
     attempt, question = 0, None
