@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from peft_ensemble.clustering import (
@@ -49,6 +49,7 @@ def test_cluster_measures_equal_sklearn_on_random_partitions(ours, theirs, seed,
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(rows, (length,), generator=generator)
     second = torch.randint(columns, (length,), generator=generator)
+    assume(max(len(first.unique()), len(second.unique())) < length)  # versions of scikit-learn differ on singletons
     expected = getattr(sklearn_metrics, theirs)(first.numpy(), second.numpy())
     assert ours(first, second) == pytest.approx(expected, abs=1e-8)
 
