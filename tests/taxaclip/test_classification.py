@@ -2,6 +2,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
 from support.taxa import TAXA
-from taxaclip import RANKS, TaxonClassifier, TaxonIndex
+from taxaclip import RANKS, LabelClassifier, TaxonClassifier, TaxonIndex
 from taxaclip.images import read_image
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -160,6 +161,15 @@ def test_one_picture_may_come_often(classifier: TaxonClassifier) -> None:
     picture = Image.open(IMAGES[0])
     results = list(classifier.predict([picture] * 20, batch_size=5))
     assert len({rows[0]["score"] for rows in results}) == 1
+
+
+@pytest.mark.parametrize("image", [str(IMAGES[0]), IMAGES[0], Image.new("RGB", (9, 9)), {"image": b""}])
+def test_one_image_is_no_list_of_images(
+    classifier: TaxonClassifier, clip: tuple[CLIPModel, CLIPProcessor], image: Any
+) -> None:
+    for either in (classifier, LabelClassifier(*clip, ["bee"])):
+        with pytest.raises(TypeError, match=r"write \[image\]"):
+            either.predict(image)
 
 
 def test_what_is_no_image_at_all_is_an_error(classifier: TaxonClassifier) -> None:

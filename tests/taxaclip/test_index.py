@@ -227,6 +227,9 @@ def test_wrong_shapes_are_refused() -> None:
         TaxonIndex(TAXA[:-1], embeds, logit_scale=1.0)
     with pytest.raises(ValueError, match="int8"):
         TaxonIndex(TAXA, embeds, logit_scale=1.0, dtype="int4")
+    for scale in (0.0, float("nan"), -4.6):
+        with pytest.raises(ValueError, match="logit_scale"):
+            TaxonIndex(TAXA, embeds, logit_scale=scale)
     with pytest.raises(ValueError, match="tribe"):
         list(index.clades("tribe"))
 

@@ -9,7 +9,7 @@ from transformers import CLIPModel, CLIPProcessor
 from taxaclip.clades import Within
 from taxaclip.functional import greedy_path
 from taxaclip.functional import top_k as largest
-from taxaclip.images import ImageInput, embed_images, read_batches
+from taxaclip.images import ImageInput, check_several, embed_images, read_batches
 from taxaclip.index import RankScores, TaxonIndex
 from taxaclip.taxonomy import RANKS
 
@@ -85,7 +85,9 @@ class TaxonClassifier:
 
         Raises:
             ValueError: for an unknown rank or clade, or a number out of range.
+            TypeError: for one image instead of several.
         """
+        check_several(images)
         options = self._check(rank, top_k, min_confidence, within)
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
@@ -104,7 +106,7 @@ class TaxonClassifier:
     def _predict(self, images: Iterable[ImageInput], options: dict[str, Any], size: int) -> Iterator[list[Row]]:
         assert self.processor is not None
         for names, pictures in read_batches(images, size):
-            rows = iter(self.rows(embed_images(self.model, self.processor, pictures), **options) if pictures else ())
+            rows = iter(self.rows(embed_images(self.model, self.processor, pictures), **options))
             for name, error in names:
                 if error is None:
                     yield [{"file_name": name, **row} for row in next(rows)]

@@ -78,6 +78,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     )
 
 
+def check_several(images: Iterable[ImageInput]) -> None:
+    """Raises for one image, path or row where several are expected: a string would be read letter by letter.
+
+    Args:
+        images (iterable): the images, as of `read_batches`.
+
+    Raises:
+        TypeError: for a single one.
+    """
+    if isinstance(images, (str, Path, bytes, Image.Image, Mapping)):
+        raise TypeError(f"Expected a list of images or folders, got one {type(images).__name__}; write [image].")
+
+
 def name_image(image: ImageInput) -> str:
     """Returns the path of an image, `""` for one that has none.
 
@@ -148,7 +161,7 @@ def embed_images(model: CLIPModel, processor: CLIPProcessor, images: list[Image.
     Args:
         model (`CLIPModel`): any CLIP.
         processor (`CLIPProcessor`): its processor.
-        images (list of `PIL.Image.Image`): RGB images, as many as fit in memory.
+        images (list of `PIL.Image.Image`): RGB images, as many as fit in memory; none give no rows.
 
     Returns:
         `torch.Tensor` of shape `(num_images, dim)`, float32, on the CPU.
@@ -167,6 +180,8 @@ def embed_images(model: CLIPModel, processor: CLIPProcessor, images: list[Image.
 
     ```
     """
+    if not images:
+        return torch.zeros(0, model.visual_projection.out_features)
     return embed_pixels(model, processor.image_processor(images, return_tensors="pt")["pixel_values"])
 
 

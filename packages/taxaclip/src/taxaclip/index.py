@@ -64,7 +64,8 @@ class TaxonIndex:
         source (`dict`, *optional*): where the embeddings come from, for `meta.json`.
 
     Raises:
-        ValueError: if there are not as many embeddings as taxa, or one of them is zero or not finite.
+        ValueError: if there are not as many embeddings as taxa, one of them is zero or not finite, or the scale is not
+            above 0.
 
     Example:
 
@@ -96,6 +97,8 @@ class TaxonIndex:
             raise ValueError(f"Expected one embedding for each of {len(taxa)} taxa, got {tuple(embeddings.shape)}.")
         if dtype not in DTYPES:
             raise ValueError(f"Unknown dtype {dtype!r}; choose from {list(DTYPES)}.")
+        if not 0 < logit_scale < float("inf"):
+            raise ValueError(f"Expected a logit_scale above 0, such as model.logit_scale.exp(), got {logit_scale}.")
         norms = embeddings.float().norm(dim=1)
         if bad := torch.nonzero(~norms.isfinite() | (norms < 1e-6)).flatten().tolist():
             named = ", ".join(taxa[i].scientific_name for i in bad[:5])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import CLIPModel, CLIPProcessor
 
-from taxaclip.images import ImageInput, embed_images, read_batches
+from taxaclip.images import ImageInput, check_several, embed_images, read_batches
 from taxaclip.texts import TEMPLATES, embed_names
 
 Row = dict[str, Any]
@@ -79,15 +79,16 @@ class LabelClassifier:
 
         Raises:
             ValueError: for a number below 1.
+            TypeError: for one image instead of several.
         """
+        check_several(images)
         if top_k < 1 or batch_size < 1:
             raise ValueError(f"`top_k` and `batch_size` must be at least 1, got {top_k} and {batch_size}.")
         return self._predict(images, top_k, batch_size)
 
     def _predict(self, images: Iterable[ImageInput], top_k: int, batch_size: int) -> Iterator[list[Row]]:
         for names, pictures in read_batches(images, batch_size):
-            embeds = embed_images(self.model, self.processor, pictures) if pictures else None
-            rows = iter(() if embeds is None else self.rows(embeds, top_k=top_k))
+            rows = iter(self.rows(embed_images(self.model, self.processor, pictures), top_k=top_k))
             for name, error in names:
                 if error is None:
                     yield [{"file_name": name, **row} for row in next(rows)]

@@ -81,9 +81,6 @@ def _embed_batch(
     model: CLIPModel, processor: CLIPProcessor, batch: Sequence[Path]
 ) -> tuple[torch.Tensor, dict[str, str]]:
     ((entries, pictures),) = read_batches(batch, len(batch))
-    embeds = (
-        embed_images(model, processor, pictures) if pictures else torch.zeros(0, model.visual_projection.out_features)
-    )
     names = [name for name, error in entries if error is None]
     errors = {name: error for name, error in entries if error is not None}
-    return embeds, {"names": json.dumps(names), "errors": json.dumps(errors)}
+    return embed_images(model, processor, pictures), {"names": json.dumps(names), "errors": json.dumps(errors)}
