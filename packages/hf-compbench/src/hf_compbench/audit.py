@@ -54,6 +54,9 @@ class Check:
 class AuditReport:
     """What [`audit_pairs`] returns: all checks; `print` shows those that failed first.
 
+    Args:
+        checks: every check of every column, with what it found and its limit.
+
     Example:
 
     ```python

@@ -25,6 +25,19 @@ def compare(
     within columns. `columns` has for each the difference, McNemar's exact p-value on pairs that are fully right, and
     that p-value adjusted over columns by Holm's method.
 
+    Args:
+        dataset: canonical rows; images are not read.
+        responses_a, responses_b: replies or option scores of each model, as of [`run_model`].
+        mode: how answers are read from replies, as in [`score`].
+        num_bootstrap: draws for the interval.
+        seed: of the draws.
+
+    Returns:
+        dict with `difference`, its interval and `columns`; differences are fractions in [-1, 1].
+
+    Raises:
+        ValueError: if there is no pair that both answered, or rows or responses cannot be read.
+
     Example:
 
     ```python

@@ -27,6 +27,10 @@ FUZZY_LENGTH = 6  # shorter options are one letter from other words: "right" and
 class Extraction:
     """The index of the option that a reply names (-1 if none), and the step of the ladder that found it.
 
+    Args:
+        index: place of the option in the list that was given, from 0; -1 if the reply names none.
+        step: name of the rule that decided.
+
     Example:
 
     ```python

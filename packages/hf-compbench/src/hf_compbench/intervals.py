@@ -16,6 +16,11 @@ def wilson_interval(successes: float, n: int, z: float = Z95) -> tuple[float, fl
 
     Centre (p + z^2 / 2n) / (1 + z^2 / n), half width z sqrt(p (1 - p) / n + z^2 / 4n^2) / (1 + z^2 / n).
 
+    Args:
+        successes: how many of the observations hold, from 0 to `n`; fractions of one count as such.
+        n: number of observations.
+        z: quantile of the normal distribution, by default that of 95 percent.
+
     Example:
 
     ```python

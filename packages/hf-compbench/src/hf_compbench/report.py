@@ -90,6 +90,9 @@ def save_report(
         path: ends in `.html` or `.md`; the images of `report.md` go to `report_images`.
         dataset, scores, title, baselines, num_examples: as in [`build_report`].
 
+    Raises:
+        ValueError: if `path` ends otherwise.
+
     Example:
 
     ```python
