@@ -78,7 +78,7 @@ By kind, percent. The column `1-8` pools one to eight images, with its interval;
 ```
 python train_llava_nano_tower.py --photos CIFAR10_DIR --work-dir WORK
 python train_llava_nano.py --photos CIFAR10_DIR --work-dir WORK --output-dir START
-python train_llava_nano.py --photos CIFAR10_DIR --work-dir WORK --output-dir MODEL --start START \
+python train_llava_nano.py --photos CIFAR10_DIR --work-dir WORK --output-dir MODEL --start START \\
     --steps {more_steps} --learning-rate {more_learning_rate}
 python evaluate_llava_nano.py --model MODEL --photos CIFAR10_DIR --output MODEL/evaluation.json
 ```
