@@ -91,8 +91,8 @@ python evaluate_llava_nano.py --model MODEL --photos CIFAR10_DIR --output MODEL/
 - Shapes are mistaken more often than colors: {shape_one:.1%} against {color_one:.1%} right, one to eight images.
 - Four heads were shown where to look, as said above: what is asked about stands out more in their attention than it
   would in a model trained on answers alone. Keep that in mind when attention decides what a cache keeps.
-- A comparison is answered by saying what the first image shows, what the second shows, and what both show: the last can
-  be read off the words before it.
+- A comparison is answered by saying what the first image shows, what the second shows, and what both show: the last
+  can be read off the words before it.
 - A dialogue of training has two to four turns; longer ones were never seen.
 - More than 16 images, or images with more than two objects, were never seen.
 """
