@@ -214,6 +214,13 @@ def test_run_with_adapters_goes_on_where_it_stopped(tmp_path, llm, monkeypatch):
     assert trained[2:] == ["scene", "scene"]
 
 
+def test_a_tower_is_taken_by_its_folder(tmp_path, llm):
+    tiny_vit().save_pretrained(tmp_path / "tower")
+    arguments = {"source": "mini", "profile": LORA, "progress": False, "image_size": 32, "controls": ()}
+    loaded = run_benchmark(str(tmp_path / "tower"), llm, tmp_path / "run", ["scene"], **arguments)
+    assert loaded.num_tokens == 16
+
+
 def test_run_without_controls_says_so(tmp_path, llm):
     fingerprint = run_benchmark(
         tiny_vit(), llm, tmp_path, ["scene"], source="mini", profile=LORA, progress=False, image_size=32, controls=()
