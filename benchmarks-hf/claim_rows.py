@@ -73,7 +73,7 @@ def meda_quality(rows: list[Row]) -> list[Claim]:
         "system": "MEDA",
         "here": "exact match at keep ratio 0.2",
         "unit": "points",
-        "differs": "llava-nano, 500 questions over 4 to 16 rendered images",
+        "differs": f"llava-nano, {rows[0]['questions']} questions over 4 to 16 rendered images",
         "case": "meda_quality",
     }
     return [
