@@ -33,6 +33,8 @@ LEFT_OUT = {
     "finer_cam_planted": "needs masks of the part in which two classes differ",
     "prompt_cam_traits": "needs masks of traits, and images in which one trait is exchanged",
     "ava_fingerprints": "its questions are about rendered images; for other towers there is `hf-ava-bench run`",
+    "peft_ensemble_creatures": "with images of yours it is `peft_ensemble_digits`, which takes any",
+    "peft_ensemble_photos": "with images of yours it is `peft_ensemble_digits`, which takes any",
     "taxaclip_replay": "needs images of which the species and the objects are known by their drawing",
     "taxaclip_creatures": "needs species whose ancestry and niches are known by their drawing",
 }

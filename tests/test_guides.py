@@ -40,7 +40,7 @@ def test_points_that_half_a_cache_loses_are_those_of_the_results() -> None:
     }
     lost = sorted(full[mode] - half[mode] for mode in half)
     text = (GUIDES / "serve-long-contexts.md").read_text(encoding="utf-8")
-    assert f"loses {lost[0]:.0f} to {lost[-1]:.0f} points of {full['question-aware']:.0f}" in text
+    assert f"loses {lost[0]:.1f} to {lost[-1]:.1f} points of {full['question-aware']:.0f}" in text
 
 
 @pytest.mark.slow
