@@ -40,6 +40,7 @@ ORDER = [
     ("texture", "edge-hist", "patch-colour"),
     ("texture", "edge-hist", "blind"),
     ("orientation", "edge-hist", "position-only"),
+    ("orientation", "edge-hist", "patch-colour"),
 ]
 
 
