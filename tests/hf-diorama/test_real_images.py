@@ -58,6 +58,29 @@ def test_folder_of_images(tmp_path: Path) -> None:
     assert ds[0]["image"].size == (9, 7)
 
 
+def test_photos_of_any_folder_are_upright_and_square(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    half = np.zeros((40, 60, 3), np.uint8)
+    half[:, 30:] = 255
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be shown turned to the right: what was left is up
+    Image.fromarray(half).save(tmp_path / "a.jpg", exif=turned)
+    Image.new("L", (9, 7)).save(tmp_path / "test.PNG")
+    Image.new("RGBA", (7, 9)).save(tmp_path / "more" / "b.webp")
+    (tmp_path / "notes.txt").write_text("none")
+    photos = dio.load_photos(tmp_path, n=9, image_size=32)
+    assert [(photo.mode, photo.size) for photo in photos] == [("RGB", (32, 32))] * 3
+    assert photos[0].getpixel((16, 2)) < (30, 30, 30)
+    assert photos[0].getpixel((16, 29)) > (225, 225, 225)
+    assert len(dio.load_photos(tmp_path, n=2)) == 2
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "missing"):
+        with pytest.raises(ValueError, match=f"must be a folder with .jpg, .* files, found none in .*{folder}"):
+            dio.load_photos(tmp_path / folder, n=1)
+    with pytest.raises(ValueError, match="`n`"):
+        dio.load_photos(tmp_path, n=0)
+
+
 def test_columns_that_are_missing_are_named(tmp_path: Path) -> None:
     write_cifar(tmp_path / "data", label="kind")
     with pytest.raises(ValueError, match="'label' or 'labels' or 'fine_label', found image, kind"):

@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 from creatures import Creature, draw_gallery, draw_rows, load_creatures, load_model, make_maps
-from PIL import Image, ImageOps
+from PIL import Image
 
+import hf_diorama
 from finer_cam import FinerCAM, energy_in_region
 
 GAMMAS = [0.0, 0.6, 1.5]
 METHODS = ("gradcam", "layercam")
 MODELS = ("convnet-nano", "vit-nano")
 TITLES = ["image", "base map", "gamma 0.6", "gamma 1.5", "true part"]
-SQUARE = 224  # pixels of a photo
 NUM_PHOTOS = 6
 PHOTOS = """
 <p>Your photos. These models know drawn creatures and nothing else, so that the species is their guess; the maps say
@@ -61,20 +61,6 @@ def measure(creatures: list[Creature]) -> list[dict[str, object]]:
                     }
                 )
     return rows
-
-
-def load_photos(folder: str, count: int) -> list[Image.Image]:
-    """The first photos of a folder and of those in it, upright and cut to a square."""
-    suffixes = (".jpg", ".jpeg", ".png", ".webp")
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
-    if not paths:
-        raise ValueError(f"expected --image to be a folder with {', '.join(suffixes)} files, got {folder!r}")
-    photos = []
-    for path in paths[:count]:
-        with Image.open(path) as photo:
-            upright = ImageOps.exif_transpose(photo).convert("RGB")
-        photos.append(ImageOps.fit(upright, (SQUARE, SQUARE)))
-    return photos
 
 
 def explain_photos(model_name: str, photos: list[Image.Image]) -> tuple[Image.Image, list[str]]:
@@ -127,7 +113,7 @@ def main() -> None:
         parser.error(f"expected --num-images of at least 2, got {args.num_images}")
     torch.set_num_threads(1)
     try:
-        photos = load_photos(args.image, NUM_PHOTOS) if args.image else []
+        photos = hf_diorama.load_photos(args.image, NUM_PHOTOS) if args.image else []
     except (ValueError, OSError) as error:
         sys.exit(f"demo: {error}")
     creatures = load_creatures(args.num_images)

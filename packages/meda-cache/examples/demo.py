@@ -21,7 +21,7 @@ from typing import Any
 import datasets
 import demo_html
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, DynamicCache
 from transformers.utils.logging import tqdm
 
@@ -39,11 +39,10 @@ CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 SEED = 2_000  # of held-out questions that nobody looked at while llava-nano was trained
 MAX_NEW_TOKENS = 48
 SHOWN = 5  # answers printed
-SQUARE = 224  # pixels of a photo without a label
 NUM_PHOTOS, NUM_ASKED = 16, 20  # such photos, and questions about them
 
 
-def load_labelled_photos(data_dir: str) -> datasets.Dataset:
+def load_photos(data_dir: str) -> datasets.Dataset:
     """Returns the test photos of a local folder or of the Hub, with the columns `image` and `label`."""
     if Path(data_dir).is_dir():
         return hf_diorama.load("cifar10", split="test", data_dir=data_dir)
@@ -55,20 +54,6 @@ def load_labelled_photos(data_dir: str) -> datasets.Dataset:
     photos = photos.rename_column("img", "image") if "img" in photos.column_names else photos
     if not {"image", "label"} <= set(photos.column_names):
         raise ValueError(f"expected the columns 'image' and 'label' in {data_dir}, got {photos.column_names}")
-    return photos
-
-
-def load_photos(folder: str, count: int) -> list[Image.Image]:
-    """The first photos of a folder and of those in it, upright and cut to a square."""
-    suffixes = (".jpg", ".jpeg", ".png", ".webp")
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
-    if not paths:
-        raise ValueError(f"expected --image to be a folder with {', '.join(suffixes)} files, got {folder!r}")
-    photos = []
-    for path in paths[:count]:
-        with Image.open(path) as photo:
-            upright = ImageOps.exif_transpose(photo).convert("RGB")
-        photos.append(ImageOps.fit(upright, (SQUARE, SQUARE)))
     return photos
 
 
@@ -173,10 +158,10 @@ def main() -> None:
     try:
         sets = {"rendered images": list(hf_diorama.multi_image_questions(args.num_questions, **common))}
         if args.data_dir:
-            photos = load_labelled_photos(args.data_dir)
+            photos = load_photos(args.data_dir)
             check_classes(photos)
             sets["real photos"] = list(hf_diorama.multi_image_questions(args.num_questions, photos=photos, **common))
-        own = load_photos(args.image, NUM_PHOTOS) if args.image else []
+        own = hf_diorama.load_photos(args.image, NUM_PHOTOS) if args.image else []
     except (ValueError, OSError) as error:
         sys.exit(f"demo: {error}")
     if own:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 from transformers.utils.logging import tqdm
@@ -29,7 +29,6 @@ from prompt_cam import PromptCAMConfig, aggregate_heads, get_prompt_cam_model
 BRANCHING = (1, 1, 1, 2, 4)  # two genera of four species
 WORLD: dict[str, Any] = {"image_size": 64, "branching": BRANCHING}
 SHOWN = 2
-SQUARE = 224  # pixels of a photo
 NUM_PHOTOS = 3
 
 
@@ -52,20 +51,6 @@ def find_trait(row: dict[str, Any]) -> tuple[str, torch.Tensor]:
     (part,) = dio.discriminating_parts(row["species"], row["species"] ^ 1, branching=BRANCHING)
     index = [entry["name"] for entry in row["parts"]].index(part)
     return part, torch.from_numpy(np.asarray(row["part_masks"]) == index + 1)
-
-
-def load_photos(folder: str, count: int) -> list[Image.Image]:
-    """The first photos of a folder and of those in it, upright and cut to a square."""
-    suffixes = (".jpg", ".jpeg", ".png", ".webp")
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
-    if not paths:
-        raise ValueError(f"expected --image to be a folder with {', '.join(suffixes)} files, got {folder!r}")
-    photos = []
-    for path in paths[:count]:
-        with Image.open(path) as photo:
-            upright = ImageOps.exif_transpose(photo).convert("RGB")
-        photos.append(ImageOps.fit(upright, (SQUARE, SQUARE)))
-    return photos
 
 
 def look_at_photos(model: Any, photos: list[Image.Image], processor: Any) -> list[tuple[str, Any, str]]:
@@ -95,7 +80,7 @@ def main() -> None:
     if args.steps < 1:
         sys.exit(f"demo: expected --steps of at least 1, got {args.steps}")
     try:
-        photos = load_photos(args.image, NUM_PHOTOS) if args.image else []
+        photos = dio.load_photos(args.image, NUM_PHOTOS) if args.image else []
     except (ValueError, OSError) as error:
         sys.exit(f"demo: {error}")
     torch.manual_seed(0)

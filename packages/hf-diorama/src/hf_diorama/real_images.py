@@ -1,16 +1,19 @@
-"""Real images under the column names of the worlds: `image` and `label`."""
+"""Real images under the column names of the worlds, `image` and `label`, and photos of any folder."""
 
 import importlib.util
 from pathlib import Path
 
 import datasets
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from hf_diorama.arguments import check_integer, check_size
 
 LOADERS = ("digits", "cifar10", "folder")
 """Names of the real-image sets."""
 
 CIFAR10_ID = "uoft-cs/cifar10"
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def load_real(name: str, split: str, data_dir: str | None) -> datasets.Dataset:
@@ -50,6 +53,45 @@ def load_real(name: str, split: str, data_dir: str | None) -> datasets.Dataset:
             except datasets.data_files.EmptyDatasetError:
                 raise ValueError(f"`data_dir` must hold images for 'folder', found none in {data_dir!r}.") from None
     return _unify(_pick(loaded, split, name), name)
+
+
+def load_photos(data_dir: str | Path, n: int, image_size: int = 224) -> list[Image.Image]:
+    """Returns the first photos of a folder and of the folders in it, by name: upright, square and of one size.
+
+    Args:
+        data_dir (`str` or `Path`): the folder.
+        n (`int`): number of photos, or all if there are fewer.
+        image_size (`int`, defaults to 224): height and width in pixels; what does not fit the square is cut off.
+
+    Raises:
+        ValueError: if there is no such folder, or no photo in it.
+        OSError: if a photo cannot be read.
+
+    Example:
+
+    ```python
+    >>> from pathlib import Path
+    >>> import hf_diorama as dio
+    >>> Path("photos").mkdir(exist_ok=True)
+    >>> dio.render("creatures", index=0)["image"].save("photos/one.png")
+    >>> [photo.size for photo in dio.load_photos("photos", n=3)]
+    [(224, 224)]
+
+    ```
+    """
+    check_integer("n", n, 1)
+    check_size(image_size)
+    paths = sorted(path for path in Path(data_dir).rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    if not paths:
+        raise ValueError(
+            f"`data_dir` must be a folder with {', '.join(PHOTO_SUFFIXES)} files, found none in {str(data_dir)!r}."
+        )
+    photos = []
+    for path in paths[:n]:
+        with Image.open(path) as photo:
+            upright = ImageOps.exif_transpose(photo).convert("RGB")
+        photos.append(ImageOps.fit(upright, (image_size, image_size)))
+    return photos
 
 
 def _load_digits(split: str) -> datasets.Dataset:
