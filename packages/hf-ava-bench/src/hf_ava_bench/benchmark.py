@@ -33,7 +33,7 @@ def run_benchmark(
     Started by `accelerate launch` or `torchrun`, processes share each batch and the test items, and return the same.
 
     Args:
-        vfm (`str`, `transformers.PreTrainedModel` or an object with `encode`):
+        vfm (`str`, `transformers.PreTrainedModel` or an object with `name`, `key` and `encode`):
             A model id or folder, a vision model, or a `hf_ava_bench.runner.towers.Tower`.
         llm (`str` or `(model, tokenizer)`):
             A model id or folder, a causal language model with its tokenizer, or `"tiny"`, an untrained one in memory.

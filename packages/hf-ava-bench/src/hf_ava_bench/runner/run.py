@@ -93,8 +93,7 @@ def run(
     names = list(ABILITIES) if abilities == "all" else [abilities] if isinstance(abilities, str) else abilities
     chosen = [find_ability(name) for name in names]
     settings = find_profile(profile)
-    is_tower = hasattr(vfm, "encode") and not isinstance(vfm, str)  # a str encodes too
-    tower = vfm if is_tower else VisionTower(vfm, token_budget=settings.token_budget)
+    tower: Tower = vfm if isinstance(vfm, Tower) else VisionTower(vfm, token_budget=settings.token_budget)
     if "random" in controls and not hasattr(tower, "randomize"):
         raise ValueError(f"The control 'random' needs a vision model with weights, and {tower.name} has none.")
     model, tokenizer, name = _load_llm(llm)
