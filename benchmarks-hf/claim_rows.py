@@ -101,38 +101,33 @@ def meda_decode(rows: list[Row]) -> list[Claim]:
     ]
 
 
-def finer_cam_planted(rows: list[Row]) -> list[Claim]:
-    """Energy in the discriminating part, with the sibling as reference."""
+def against_siblings(rows: list[Row], case: str, gain: str, scale: float, **about: str) -> list[Claim]:
+    """What comparing with the sibling adds to Grad-CAM, for each model."""
     return [
         Claim(
             system="Finer-CAM",
-            claim="more energy lies on the part that tells siblings apart",
-            here="energy in that part",
-            unit="points",
             differs=f"{row['model']}, Grad-CAM, gamma 0.6, {row['images']} creatures",
-            case="finer_cam_planted",
-            **difference(row, "energy_gain", 100),
+            case=case,
+            **about,
+            **difference(row, gain, scale),
         )
         for row in rows
         if (row["method"], row["gamma"]) == ("gradcam", 0.6)
     ]
+
+
+def finer_cam_planted(rows: list[Row]) -> list[Claim]:
+    """Energy in the discriminating part."""
+    claim = "more energy lies on the part that tells siblings apart"
+    about = {"claim": claim, "here": "energy in that part", "unit": "points"}
+    return against_siblings(rows, "finer_cam_planted", "energy_gain", 100, **about)
 
 
 def finer_cam_masking(rows: list[Row]) -> list[Claim]:
-    """Masking, with the sibling as reference."""
-    return [
-        Claim(
-            system="Finer-CAM",
-            claim="masking the top 5 percent drops the class more than its sibling",
-            here="relative drop at 5 percent",
-            unit="",
-            differs=f"{row['model']}, Grad-CAM, gamma 0.6, {row['images']} creatures",
-            case="finer_cam_masking",
-            **difference(row, "relative_drop_5_gain"),
-        )
-        for row in rows
-        if (row["method"], row["gamma"]) == ("gradcam", 0.6)
-    ]
+    """Masking."""
+    claim = "masking the top 5 percent drops the class more than its sibling"
+    about = {"claim": claim, "here": "relative drop at 5 percent", "unit": ""}
+    return against_siblings(rows, "finer_cam_masking", "relative_drop_5_gain", 1, **about)
 
 
 def prompt_cam_traits(rows: list[Row]) -> list[Claim]:

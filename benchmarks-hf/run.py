@@ -73,7 +73,9 @@ def main() -> None:
         except AssertionError as error:
             sys.exit(f"{name}: the check failed, nothing was timed or written: {error}")
         print(format_table(rows))
-        if not args.quick:
+        if all("skipped" in row for row in rows):
+            print(f"{name}: nothing was measured or written")
+        elif not args.quick:
             print(write_results(name, case, rows, HERE / "results", code).relative_to(HERE.parent))
 
 

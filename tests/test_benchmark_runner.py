@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,6 +96,16 @@ def test_unknown_case_gets_the_list_of_cases() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "diorama_render" in result.stderr.splitlines()[-1]
+
+
+def test_result_of_a_peer_that_is_not_here_stays() -> None:
+    path = FOLDER / "results" / "taxaclip_pybioclip.json"
+    before = path.read_bytes()
+    command = [sys.executable, str(FOLDER / "run.py"), "taxaclip_pybioclip"]
+    environment = {name: value for name, value in os.environ.items() if name != "FOVEA_PYBIOCLIP"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "taxaclip_pybioclip: nothing was measured or written" in result.stdout
+    assert path.read_bytes() == before
 
 
 def test_figure_is_drawn_from_the_results_file_alone(tmp_path: Path) -> None:
