@@ -1,5 +1,6 @@
 """Model cards of members, students and ensembles."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def add_import(folder: Path) -> None:
     card = next((path for path in (folder / "README.md", folder.parent / "README.md") if path.exists()), None)
     text = card.read_text(encoding="utf-8") if card is not None else ""
     if card is not None and "library_name: peft" in text and "import peft_ensemble" not in text:
-        partial = card.with_name(card.name + ".part")
+        partial = card.with_name(f"{card.name}.{os.getpid()}.part")  # every process may come here
         partial.write_text(f"{text.rstrip()}\n{IMPORT}", encoding="utf-8")
         partial.replace(card)
 
@@ -111,9 +112,8 @@ def ensemble_card(
 def _metadata(backbones: Iterable[str], tags: list[str]) -> str:
     """The block of a card that the Hub reads; it refuses one whose `base_model` is a folder."""
     known = sorted(filter(_is_hub_id, backbones))
-    data = ModelCardData(
-        library_name="peft", pipeline_tag="image-classification", base_model=known or None, tags=tags
-    )  # fmt: skip
+    task = "image-classification"
+    data = ModelCardData(library_name="peft", pipeline_tag=task, base_model=known or None, tags=tags)
     return f"---\n{data.to_yaml()}\n---\n"
 
 

@@ -55,7 +55,7 @@ def write_model_card(folder: Path, config: CLIPConfig, about: str, *, library: s
     size = f"Images of {vision.image_size} pixels, embeddings of {config.projection_dim} numbers."
     page = PAGE.format(data=data.to_yaml(), title="A CLIP of taxa", about=f"{about} {size}", code=LOAD[library])
     if not (folder / CARD).exists():
-        (folder / CARD).write_text(page, encoding="utf-8")
+        _write(folder / CARD, page)
 
 
 def drop_local_base_model(folder: Path) -> None:
@@ -69,7 +69,7 @@ def drop_local_base_model(folder: Path) -> None:
         found = card.data.base_model
         if found is not None and not all(map(is_hub_id, found if isinstance(found, list) else [found])):
             card.data.base_model = None
-            card.save(folder / CARD)
+            _write(folder / CARD, str(card))
 
 
 def build_index_card(table: pa.Table, embeddings: torch.Tensor, source: dict[str, Any]) -> str:
@@ -90,6 +90,13 @@ def build_index_card(table: pa.Table, embeddings: torch.Tensor, source: dict[str
     ]
     data = DatasetCardData(pretty_name="Taxon index", task_categories=[TASK], tags=TAGS)
     return PAGE.format(data=data.to_yaml(), title="A taxon index", about="".join(about), code=LOAD_INDEX)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def is_hub_id(name: Any) -> bool:
