@@ -43,6 +43,14 @@ def test_points_that_half_a_cache_loses_are_those_of_the_results() -> None:
     assert f"loses {lost[0]:.1f} to {lost[-1]:.1f} points of {full['question-aware']:.0f}" in text
 
 
+def test_time_of_reading_a_prompt_is_that_of_the_results() -> None:
+    slowdowns = [
+        row["slowdown"] for row in read_rows("meda_compress") if row["formulation"] not in ("dynamic", "naive")
+    ]
+    text = (GUIDES / "serve-long-contexts.md").read_text(encoding="utf-8")
+    assert f"reading the prompt takes {min(slowdowns):.1f} to {max(slowdowns):.1f} times as long" in text
+
+
 @pytest.mark.slow
 @pytest.mark.loopback
 def test_embedding_job_runs_on_two_processes(tmp_path: Path) -> None:
