@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 import torch
 
+import hf_diorama
 from hf_ava_bench import load_ability
 from hf_ava_bench.functional import srgb_to_lab
 from hf_ava_bench.runner.encoders import KnownEncoder
 from hf_ava_bench.runner.features import compute_features
 from hf_ava_bench.runner.probe import _lab_to_srgb, score_probe
+from hf_ava_bench.runner.towers import VisionTower
 from hf_ava_bench.statistics import holm, sign_flip_test
 
 SPLITS = {"train": 500, "test": 200}
+RANDOM = "vfm-nano-random"  # a ViT that was never trained
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,8 @@ def scores():
         if (ability, name) not in found:
             if ability not in tables:
                 tables[ability] = [load_ability(ability, "mini", s, n=n, image_size=64) for s, n in SPLITS.items()]
-            tokens = [compute_features(table, KnownEncoder(name), progress=False) for table in tables[ability]]
+            tower = VisionTower(hf_diorama.model_path(RANDOM)) if name == RANDOM else KnownEncoder(name)
+            tokens = [compute_features(table, tower, progress=False) for table in tables[ability]]
             score = score_probe(ability, *tables[ability], *tokens, steps=250, batch_size=32)
             assert score.coverage == 1
             found[ability, name] = np.array(score.values) * (1 if score.higher_is_better else -1)
@@ -37,6 +41,8 @@ ORDER = [
     ("color", "patch-colour", "edge-hist"),
     ("color", "patch-colour", "grey-lowpass"),
     ("color", "grey-lowpass", "blind"),
+    ("color", "raw-patch", "edge-hist"),
+    ("color", RANDOM, "blind"),
     ("texture", "edge-hist", "patch-colour"),
     ("texture", "edge-hist", "blind"),
     ("orientation", "edge-hist", "position-only"),
